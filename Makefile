@@ -1,0 +1,53 @@
+# Everything a newcomer, CI and an operator type. `make` alone lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FLEET := $(BIN)/fleet
+
+.PHONY: help demo test check up down status bench chaos schema lock clean servers
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock requirements-model.lock requirements-uv.lock pyproject.toml deploy/install
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh deploy/install
+	@touch $@
+
+demo: $(STAMP)  ## a question in, an answer out, a worker killed in between; Q="…" asks yours
+	@$(FLEET) demo $(if $(Q),--question "$$Q")
+
+test: $(STAMP) servers  ## the whole suite, on real servers
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(STAMP)  ## ruff, mypy, import contracts, house and unit tests: under a minute
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache >/tmp/.fleet-lint-$$$$ 2>&1 || { cat /tmp/.fleet-lint-$$$$; rm -f /tmp/.fleet-lint-$$$$; exit 1; }; rm -f /tmp/.fleet-lint-$$$$
+	@$(BIN)/python -m pytest -q tests/house tests/unit tests/property tests/contract
+
+up: $(STAMP) servers  ## the full topology on this machine, left running
+	@$(FLEET) up --profile full
+
+status: $(STAMP)  ## what runs, and whether it answers
+	@$(FLEET) status
+
+down: $(STAMP)  ## stop it
+	@$(FLEET) down
+
+bench: $(STAMP) servers  ## measure beside peers; NAME=inflight5s|noop|latency runs one
+	@$(BIN)/python -m tests.bench $(NAME)
+
+schema: $(STAMP)  ## write the JSON Schema of the task message anew
+	@$(FLEET) schema > deploy/task-message.v1.schema.json
+
+lock:  ## resolve the dependencies anew (needs uv)
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --only-binary :all: --generate-hashes --no-header --no-annotate -q -o requirements.lock
+
+servers:
+	@sh deploy/servers
+
+clean: down  ## remove what was built and started here
+	rm -rf $(VENV) .fleet
