@@ -1,0 +1,191 @@
+"""The words that producers, the broker and workers agree on: names, the versioned message, its JSON Schema.
+
+A message is an ordinary Celery protocol 2 message, so that any Celery client can send one, plus one optional header
+`fleet` with what Celery has no word for. It carries the whole task: a worker can run it before the ledger knows it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from shared.errors import BadInput, BadMessage
+
+VERSION: Literal[1] = 1
+QUEUE = "agent.tasks"
+DEAD_QUEUE = "agent.tasks.dead"
+TASK_PREFIX = "agents."
+DEFAULT_TENANT = "default"
+DEFAULT_MAX_ATTEMPTS = 3
+CONTENT_TYPE: Literal["application/json"] = "application/json"
+
+_KEYED_TASKS = uuid5(NAMESPACE_URL, "agent-fleet:idempotency-key")
+
+AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,98}$")]
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class FleetHeader(BaseModel):
+    """The header `fleet`: what a task needs beyond Celery's own headers. Absent means all defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = VERSION
+    tenant: Label = DEFAULT_TENANT
+    session: Label | None = None
+    idempotency_key: Label | None = Field(None, description="The task id must then be keyed_task_id(tenant, key).")
+    deadline_at: AwareDatetime | None = Field(None, description="RFC 3339; a task not finished by then ends as failed.")
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = DEFAULT_MAX_ATTEMPTS
+
+    @classmethod
+    def checked(cls, **values: Any) -> "FleetHeader":
+        """A header from a producer's own values.
+
+        Raises: BadInput naming the field.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise BadInput(first_problem(error)) from None
+
+
+class Headers(BaseModel):
+    """The message headers that a worker reads; Celery clients add more, which are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    task: Annotated[str, Field(pattern=r"^agents\.[a-z][a-z0-9_.-]{0,98}$", description="agents.<name>")]
+    id: UUID = Field(description="The task's id, in Celery, in Flower and in the ledger.")
+    lang: str = "py"
+    fleet: FleetHeader = FleetHeader()
+
+
+class Properties(BaseModel):
+    """The AMQP basic properties; delivery_mode 2 keeps the message on disk."""
+
+    content_type: Literal["application/json"] = CONTENT_TYPE
+    content_encoding: Literal["utf-8"] = "utf-8"
+    delivery_mode: Literal[2] = 2
+    correlation_id: UUID | None = None
+
+
+class WireMessage(BaseModel):
+    """One task on the wire: publish `body` as JSON to the default exchange with routing key `agent.tasks`."""
+
+    properties: Properties = Properties()
+    headers: Headers
+    body: tuple[list[Any], dict[str, Any], dict[str, Any] | None] = Field(
+        description="[positional inputs, named inputs, Celery's embed (may be null)]"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMessage:
+    """A task as it travels: who asks, which agent, with what input."""
+
+    agent: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    id: UUID = field(default_factory=uuid4)
+    fleet: FleetHeader = field(default_factory=FleetHeader)
+
+    @property
+    def task_name(self) -> str:
+        """The Celery task name, `agents.<agent>`."""
+        return TASK_PREFIX + self.agent
+
+    def wire_headers(self) -> dict[str, Any]:
+        """Celery protocol 2 headers plus `fleet`; inputs are never repeated in argsrepr or kwargsrepr."""
+        task_id = str(self.id)
+        return {
+            "lang": "py", "task": self.task_name, "id": task_id, "root_id": task_id, "parent_id": None, "group": None,
+            "retries": 0, "timelimit": [None, None], "eta": None, "expires": None, "shadow": None,
+            "ignore_result": True, "argsrepr": "()", "kwargsrepr": f"{{{', '.join(sorted(self.kwargs))}}}",
+            "fleet": self.fleet.model_dump(mode="json", exclude_none=True),
+        }  # fmt: skip
+
+    def wire_body(self) -> bytes:
+        """The JSON body `[args, kwargs, embed]`.
+
+        Raises: BadInput when the input is not JSON.
+        """
+        embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+        try:
+            return json.dumps([list(self.args), dict(self.kwargs), embed], allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"the input of agent {self.agent!r} is not JSON: {error}", agent=self.agent) from None
+
+
+_agent_name = TypeAdapter(AgentName)
+
+
+def checked_agent_name(name: str) -> str:
+    """The name itself when it can name an agent.
+
+    Raises: BadInput otherwise.
+    """
+    try:
+        return _agent_name.validate_python(name)
+    except ValidationError:
+        raise BadInput(
+            f"agent name {name!r} must start with a letter and hold only a-z, 0-9, '_', '.', '-' (at most 99)"
+        ) from None
+
+
+def keyed_task_id(tenant: str, idempotency_key: str) -> UUID:
+    """The one task id that a tenant's idempotency key can have: same key, same task, even while the ledger is away."""
+    return uuid5(_KEYED_TASKS, f"{tenant}\x00{idempotency_key}")
+
+
+def parse(headers: Mapping[str, Any] | None, body: bytes | str) -> TaskMessage:
+    """Read a message from the wire.
+
+    Args:
+        headers: The message headers as received.
+        body: The body as received, JSON `[args, kwargs, embed]`.
+
+    Raises: BadMessage with one sentence that names the field.
+    """
+    fields = parse_headers(headers)
+    try:
+        args, kwargs, _embed = json.loads(body)
+    except (ValueError, TypeError):
+        raise BadMessage("the body is not JSON of the form [args, kwargs, embed]") from None
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise BadMessage("the body must be [array of inputs, object of inputs, embed]")
+    return TaskMessage(fields.task.removeprefix(TASK_PREFIX), kwargs, tuple(args), fields.id, fields.fleet)
+
+
+def parse_headers(headers: Mapping[str, Any] | None) -> Headers:
+    """Read and check the headers alone: cheap enough for every delivery.
+
+    Raises: BadMessage with one sentence that names the field.
+    """
+    try:
+        read = Headers.model_validate(headers or {})
+    except ValidationError as error:
+        raise BadMessage(first_problem(error)) from None
+    key = read.fleet.idempotency_key
+    if key is not None and read.id != keyed_task_id(read.fleet.tenant, key):
+        raise BadMessage("header id must be the keyed task id of header fleet.tenant and fleet.idempotency_key")
+    return read
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation as `field: what is wrong`."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "input"
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def message_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a message, for producers in any language."""
+    schema = WireMessage.model_json_schema(mode="validation")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "agent-fleet task message, version 1",
+        **{name: value for name, value in schema.items() if name != "title"},
+    }

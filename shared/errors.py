@@ -1,0 +1,177 @@
+"""The error tree: named by what the caller does next.
+
+FleetError(message, code, **context)
+|- Transient(retry_after_s)    try again: nothing is wrong with the request
+|  |- DatabaseUnavailable      PostgreSQL does not answer
+|  |- PublishUnconfirmed       the broker did not confirm the message in time
+|  |- NotAccepted              neither ledger nor broker took the task: nothing was stored
+|  |- LLMUnavailable           the endpoint is down, overloaded or answered with an invalid body
+|  |- LLMTimeout               no answer within the deadline
+|  |- LLMRateLimited           the endpoint said when to come back
+|  |- SessionUnavailable       Redis does not answer
+|  |- VectorsUnavailable       the vector store does not answer
+|  `- ResultPending            the task is not finished yet
+|- Permanent                   the same request will fail again: report it
+|  |- BadMessage               a message that no worker can read -> dead-letter queue
+|  |- BadInput                 an agent's input does not fit; names the field
+|  |- UnknownAgent             no worker has registered this name
+|  |- UnknownTask              the ledger has no such task
+|  |- LLMRefused               the endpoint refused the request (4xx)
+|  |- TaskFailed               the task ended as failed; carries its error
+|  |- StepChanged              a replayed step does not match its journal
+|  |- Fenced                   another worker owns this run now: stop, write nothing
+|  `- DeadlineSpent            no time left
+`- Misconfigured               refuse to start: a setting is wrong; names the variable and the remedy
+"""
+
+from typing import Any
+
+
+class FleetError(Exception):
+    """A failure with a stable code for machines and a sentence for people.
+
+    Args:
+        message: One sentence; where a remedy exists, it ends with it.
+        context: Facts that help, JSON-safe, never secrets.
+    """
+
+    code = "fleet_error"
+
+    def __init__(self, message: str, **context: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.context = context
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as stored in the ledger and printed by `--json`."""
+        return {"code": self.code, "message": self.message, **({"context": self.context} if self.context else {})}
+
+
+class Transient(FleetError):
+    """Worth another try; `retry_after_s` says when at the earliest (seconds, None: unknown)."""
+
+    code = "transient"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.retry_after_s = retry_after_s
+
+
+class DatabaseUnavailable(Transient):
+    """PostgreSQL cannot be reached or lost the connection."""
+
+    code = "database_unavailable"
+
+
+class PublishUnconfirmed(Transient):
+    """The broker did not confirm a message within the time limit; it may or may not have it."""
+
+    code = "publish_unconfirmed"
+
+
+class NotAccepted(Transient):
+    """Neither the ledger nor the broker took the task."""
+
+    code = "not_accepted"
+
+
+class LLMUnavailable(Transient):
+    """The endpoint is down, overloaded, or its answer is not a valid completion."""
+
+    code = "llm_unavailable"
+
+
+class LLMTimeout(Transient):
+    """No complete answer within the time limit."""
+
+    code = "llm_timeout"
+
+
+class LLMRateLimited(Transient):
+    """The endpoint asked to slow down."""
+
+    code = "llm_rate_limited"
+
+
+class SessionUnavailable(Transient):
+    """The session cache (Redis) cannot be reached."""
+
+    code = "session_unavailable"
+
+
+class VectorsUnavailable(Transient):
+    """The vector store cannot be reached."""
+
+    code = "vectors_unavailable"
+
+
+class ResultPending(Transient):
+    """The task did not finish within the time the caller was ready to wait."""
+
+    code = "result_pending"
+
+
+class Permanent(FleetError):
+    """The same request will fail again."""
+
+    code = "permanent"
+
+
+class BadMessage(Permanent):
+    """A broker message that no worker can read."""
+
+    code = "bad_message"
+
+
+class BadInput(Permanent):
+    """An input that does not fit; the message names the field."""
+
+    code = "bad_input"
+
+
+class UnknownAgent(Permanent):
+    """No worker has registered an agent of this name."""
+
+    code = "unknown_agent"
+
+
+class UnknownTask(Permanent):
+    """The ledger has no task with this id."""
+
+    code = "unknown_task"
+
+
+class LLMRefused(Permanent):
+    """The endpoint refused the request itself."""
+
+    code = "llm_refused"
+
+
+class TaskFailed(Permanent):
+    """The task ended as failed; `error` is what the ledger recorded."""
+
+    code = "task_failed"
+
+
+class StepChanged(Permanent):
+    """A replayed step asks for something else than its journal recorded."""
+
+    code = "step_changed"
+
+
+class Fenced(Permanent):
+    """This run belongs to another worker now; nothing more may be written."""
+
+    code = "fenced"
+
+
+class DeadlineSpent(Permanent):
+    """The task's deadline has passed."""
+
+    code = "deadline_spent"
+
+
+class Misconfigured(FleetError):
+    """A setting that would lose work or cannot work: the process refuses to start."""
+
+    code = "misconfigured"
