@@ -1,0 +1,57 @@
+"""Which agents exist and what input they take, so that a producer learns of a mistake at once."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jsonschema
+from jsonschema.protocols import Validator
+
+from shared.db.database import Database
+from shared.errors import BadInput, DatabaseUnavailable, UnknownAgent
+from shared.ledger.roster import offered
+
+FRESH_S = 30.0
+"""Seconds a read of the catalogue is good for; a name or an input that does not fit is looked up anew at once."""
+
+
+class Catalogue:
+    """The agents that workers have offered, remembered for a while. Without a database, all input passes unchecked."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._validators: dict[str, Validator] = {}
+        self._read_at = float("-inf")
+
+    async def check(self, agent: str, kwargs: Mapping[str, Any]) -> None:
+        """Refuse what no worker could run.
+
+        Raises: UnknownAgent; BadInput naming the field.
+        """
+        try:
+            if time.monotonic() - self._read_at > FRESH_S or self._problem(agent, kwargs) is not None:
+                await self._read()
+        except DatabaseUnavailable:
+            return
+        problem = self._problem(agent, kwargs)
+        if problem is not None:
+            raise problem
+
+    async def _read(self) -> None:
+        schemas = await offered(self._database)
+        self._validators = {name: jsonschema.Draft202012Validator(schema) for name, schema in schemas.items()}
+        self._read_at = time.monotonic()
+
+    def _problem(self, agent: str, kwargs: Mapping[str, Any]) -> UnknownAgent | BadInput | None:
+        if not self._validators:  # no worker has ever started here: nothing is known, so nothing is refused
+            return None
+        validator = self._validators.get(agent)
+        if validator is None:
+            known = ", ".join(sorted(self._validators))
+            return UnknownAgent(f"no worker offers an agent {agent!r}; there are: {known}", agent=agent)
+        error = jsonschema.exceptions.best_match(validator.iter_errors(dict(kwargs)))
+        if error is None:
+            return None
+        field = ".".join(str(part) for part in error.absolute_path)
+        where = f"field {field!r} of agent {agent!r}" if field else f"the input of agent {agent!r}"
+        return BadInput(f"{where}: {error.message}", agent=agent, **({"field": field} if field else {}))

@@ -1,0 +1,198 @@
+"""Group commit: the writes of many runs share one transaction, and every caller waits until it is on disk.
+
+No timer: the batch is what arrived while the last one was being committed, so an idle ledger answers at once and a busy
+one writes large batches.
+"""
+
+import asyncio
+import json
+from collections import deque
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from shared.db.database import Database
+from shared.errors import BadInput, DatabaseUnavailable, Fenced, FleetError
+from shared.ledger.knobs import LedgerKnobs
+from shared.ledger.statements import KINDS, Kind, batch_statement
+
+log = structlog.get_logger()
+
+Key = tuple[str, UUID, str | None, int]
+statement_of = lru_cache(maxsize=128)(batch_statement)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the ledger says about one write."""
+
+    epoch: int
+    attempt: int
+
+
+@dataclass(slots=True)
+class _Write:
+    kind: Kind
+    key: Key
+    row: dict[str, Any]
+    done: "asyncio.Future[Written | None]"
+
+
+class GroupCommit:
+    """Collects writes and commits them together over one connection.
+
+    Args:
+        worker: Whose row fences the writes; None for a producer, which only accepts tasks.
+        when_down: `wait` keeps writes until the database is back (a worker); `raise` fails them (a producer).
+    """
+
+    def __init__(
+        self, database: Database, knobs: LedgerKnobs, *, worker: UUID | None, when_down: Literal["wait", "raise"]
+    ) -> None:
+        self._database = database
+        self._batch_max = knobs.batch_max
+        self._worker = worker
+        self._when_down = when_down
+        self._waiting: deque[_Write] = deque()
+        self._arrived = asyncio.Event()
+        self._loop_task: asyncio.Task[None] | None = None
+        self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        self._is_abandoned = False
+        self.batches = 0
+        self.writes = 0
+
+    async def write(self, kind: Kind, key: Key, row: dict[str, Any]) -> Written | None:
+        """Write one row durably.
+
+        Returns: What was written; None when the row was not this caller's to write (a lost claim, a stale epoch).
+        Raises: Fenced when this worker was declared dead; DatabaseUnavailable when it is down and `when_down` is
+            `raise`; BadInput when PostgreSQL cannot store the value.
+        """
+        if self._is_abandoned:
+            raise Fenced("this worker gave up its place in the ledger")
+        future: asyncio.Future[Written | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Write(kind, key, row, future))
+        self._arrived.set()
+        if self._loop_task is None:
+            self._loop_task = asyncio.create_task(self._run(), name="group-commit")
+        return await future
+
+    async def close(self) -> None:
+        """Commit what waits, then close the connection."""
+        while self._waiting and self._loop_task is not None and not self._loop_task.done():
+            await asyncio.sleep(0.01)
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+        await self._disconnect()
+
+    async def abandon(self) -> None:
+        """Write nothing more: whoever waits, or comes later, is fenced."""
+        self._is_abandoned = True
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+        self._fail(list(self._waiting), Fenced("this worker gave up its place in the ledger"))
+        self._waiting.clear()
+        await self._disconnect()
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            if not self._waiting:
+                self._arrived.clear()
+            try:
+                await self._commit_patiently(batch)
+            except BaseException:
+                self._fail(batch, Fenced("the ledger's writer was stopped"))
+                raise
+
+    def _take(self) -> list[_Write]:
+        """The next batch: no two writes to one row, because they would see the same snapshot."""
+        batch: list[_Write] = []
+        keys: set[Key] = set()
+        later: list[_Write] = []
+        while self._waiting and len(batch) < self._batch_max:
+            write = self._waiting.popleft()
+            if write.done.done():  # its caller was cancelled before the write was sent
+                continue
+            if write.key in keys:
+                later.append(write)
+            else:
+                keys.add(write.key)
+                batch.append(write)
+        self._waiting.extendleft(reversed(later))
+        return batch
+
+    async def _commit_patiently(self, batch: list[_Write]) -> None:
+        """Commit, through any number of lost connections when told to wait."""
+        wait_s = 0.05
+        while batch:
+            try:
+                await self._commit(batch)
+                return
+            except (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError) as error:
+                await self._disconnect()
+                cause = (str(error) or type(error).__name__).splitlines()[0]
+                if self._when_down == "raise":
+                    self._fail(batch, DatabaseUnavailable(f"PostgreSQL does not answer: {cause}"))
+                    return
+                log.warning("ledger.commit_delayed", writes=len(batch), wait_s=wait_s, cause=cause)
+                await asyncio.sleep(wait_s)
+                wait_s = min(1.0, wait_s * 2)
+            except psycopg.Error as error:
+                await self._isolate(batch, error)
+                return
+
+    async def _isolate(self, batch: list[_Write], error: psycopg.Error) -> None:
+        """One row that PostgreSQL refuses must not fail its neighbours: send each alone, blame only the culprit."""
+        if len(batch) == 1:
+            cause = (str(error) or type(error).__name__).splitlines()[0]
+            self._fail(batch, BadInput(f"PostgreSQL cannot store this value: {cause}"))
+            return
+        for write in batch:
+            await self._commit_patiently([write])
+
+    async def _commit(self, batch: list[_Write]) -> None:
+        if self._connection is None:
+            self._connection = await self._database.direct()
+        rows: dict[Kind, list[dict[str, Any]]] = {}
+        for write in batch:
+            rows.setdefault(write.kind, []).append(write.row)
+        kinds = tuple(kind for kind in KINDS if kind in rows)
+        parameters: dict[str, Any] = {kind: json.dumps(rows[kind]) for kind in kinds}
+        parameters["worker"] = self._worker
+        async with asyncio.timeout(self._database.knobs.statement_timeout_s + 5):
+            cursor = await self._connection.execute(
+                statement_of(kinds, fenced=self._worker is not None), parameters, prepare=True
+            )
+            answer = await cursor.fetchall()
+        self.batches += 1
+        self.writes += len(batch)
+        self._answer(batch, answer)
+
+    def _answer(self, batch: list[_Write], answer: list[tuple[Any, ...]]) -> None:
+        written: dict[Key, Written] = {(r[0], r[1], r[2], r[3]): Written(r[4], r[5]) for r in answer}
+        is_fenced = self._worker is not None and ("fence", self._worker, None, 0) not in written
+        for write in batch:
+            if write.done.done():
+                continue
+            if is_fenced:
+                write.done.set_exception(Fenced("this worker was declared dead; its runs belong to others now"))
+            else:
+                write.done.set_result(written.get(write.key))
+
+    def _fail(self, batch: list[_Write], error: FleetError) -> None:
+        for write in batch:
+            if not write.done.done():
+                write.done.set_exception(error)
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
