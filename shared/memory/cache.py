@@ -1,0 +1,87 @@
+"""The copy of session memory: one sorted set a session in Redis, changed by one script."""
+
+import json
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from shared.errors import SessionUnavailable
+from shared.llm.messages import Message
+from shared.memory.knobs import MemoryKnobs
+from shared.memory.ports import StoredMessage
+
+COMPLETE = b"complete"
+DROP_AT_ONCE = 500
+
+
+def open_redis(knobs: MemoryKnobs) -> Redis:
+    """A client that waits a few `socket_timeout_s` at most: one retry, for a connection that had died idle."""
+    pool = BlockingConnectionPool.from_url(
+        knobs.redis_url,
+        max_connections=knobs.max_connections,
+        timeout=knobs.socket_timeout_s,
+        socket_timeout=knobs.socket_timeout_s,
+        socket_connect_timeout=knobs.socket_timeout_s,
+        retry=Retry(NoBackoff(), 1),
+    )
+    return Redis.from_pool(pool)
+
+
+class RedisCache:
+    """`SessionCache` on a client that somebody else opens and closes.
+
+    The client must return bytes (decode_responses=False, the default).
+    """
+
+    def __init__(self, redis: Redis, *, knobs: MemoryKnobs | None = None) -> None:
+        self._redis = redis
+        self._knobs = knobs or MemoryKnobs()
+        self._push = redis.register_script((files("shared.memory") / "push.lua").read_text("utf-8"))
+
+    async def read(self, key: str) -> tuple[StoredMessage, ...] | None:
+        """One ZRANGE; an entry that this version cannot read is dropped. See `SessionCache.read`."""
+        async with _available():
+            try:
+                members = cast(list[bytes], await self._redis.zrange(key, 0, -1))
+                if not members or members[0] != COMPLETE:
+                    return None
+                return tuple(_stored(member) for member in members[1:])
+            except (ResponseError, ValueError, KeyError, TypeError):  # another type or shape: written by other hands
+                await self._redis.unlink(key)
+                return None
+
+    async def push(self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool) -> None:
+        """One script. See `SessionCache.push`."""
+        if not stored and not is_fill:
+            return
+        arguments: list[str | int] = [self._knobs.ttl_s, self._knobs.context_messages, int(is_fill)]
+        for one in stored:
+            arguments += [one.id, json.dumps({"id": one.id, **one.message.to_json()})]
+        async with _available():
+            await self._push(keys=[key], args=arguments)
+
+    async def drop(self, keys: Collection[str]) -> None:
+        """UNLINK, a few hundred at once. See `SessionCache.drop`."""
+        names = list(keys)
+        async with _available():
+            for start in range(0, len(names), DROP_AT_ONCE):
+                await self._redis.unlink(*names[start : start + DROP_AT_ONCE])
+
+
+@asynccontextmanager
+async def _available() -> AsyncIterator[None]:
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise SessionUnavailable(f"Redis does not answer: {type(error).__name__}: {error}") from error
+
+
+def _stored(member: bytes) -> StoredMessage:
+    data = json.loads(member)
+    return StoredMessage(int(data["id"]), Message.from_json(data))

@@ -1,0 +1,56 @@
+"""The two edges of session memory: where the truth lives and where the copy lives."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from shared.llm.messages import Message
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message and its place in the truth: ids grow, and their order is the order of the conversation."""
+
+    id: int
+    message: Message
+
+
+class SessionTruth(Protocol):
+    """The lasting record of every session."""
+
+    async def append(
+        self, tenant: str, session_id: str, numbered: Sequence[tuple[int, Message]], *, task_id: UUID | None
+    ) -> tuple[StoredMessage, ...]:
+        """Store messages by (task_id, ordinal) and return those that were new.
+
+        Raises: DatabaseUnavailable.
+        """
+
+    async def latest(self, tenant: str, session_id: str, *, limit: int, characters: int) -> tuple[StoredMessage, ...]:
+        """The newest `limit` messages, oldest first, each cut to its first `characters`.
+
+        Raises: DatabaseUnavailable.
+        """
+
+
+class SessionCache(Protocol):
+    """A copy of recent messages, one entry per session; may forget everything at any time."""
+
+    async def read(self, key: str) -> tuple[StoredMessage, ...] | None:
+        """What is cached, oldest first; None unless the entry is known to be complete.
+
+        Raises: SessionUnavailable.
+        """
+
+    async def push(self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool) -> None:
+        """Merge messages into the entry, by id; a fill also declares the entry complete and restarts its time to live.
+
+        Raises: SessionUnavailable.
+        """
+
+    async def drop(self, keys: Collection[str]) -> None:
+        """Forget entries.
+
+        Raises: SessionUnavailable.
+        """

@@ -1,0 +1,155 @@
+"""Session memory: truth first, then the cache; the cache may fail, be cold or be gone, and the answer stays right."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from uuid import UUID
+
+import structlog
+
+from shared.clock import Clock, SystemClock
+from shared.errors import SessionUnavailable
+from shared.llm.messages import Message, clean_text
+from shared.memory.context import bounded, session_key
+from shared.memory.knobs import MemoryKnobs
+from shared.memory.ports import SessionCache, SessionTruth, StoredMessage
+
+log = structlog.get_logger(__name__)
+
+LOG_EVERY_S = 60.0
+MAX_SUSPECTS = 10_000
+
+
+class SessionMemory:
+    """What agents remember of a session. One per process; safe for any number of concurrent runs.
+
+    Why concurrent appends and rebuilds neither lose nor repeat: the cache entry is a set ordered by the truth's ids.
+    A push adds its ids whether or not the entry is complete; a fill adds what the truth had and then declares the
+    entry complete. A message committed before the fill read the truth is in the fill; one committed later is pushed
+    after its commit. The union of both is whole, in whatever order they arrive.
+    """
+
+    def __init__(
+        self,
+        truth: SessionTruth,
+        cache: SessionCache,
+        *,
+        knobs: MemoryKnobs | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._truth = truth
+        self._cache = cache
+        self._knobs = knobs or MemoryKnobs()
+        self._clock = clock or SystemClock()
+        self._resting_until = float("-inf")
+        self._logged_at = float("-inf")
+        self._suspects: dict[str, int] = {}
+        self._doubts = 0
+
+    async def context(self, tenant: str, session_id: str) -> tuple[Message, ...]:
+        """The newest messages of a session, oldest first, within the knobs' bounds; empty for a new session.
+
+        Raises: DatabaseUnavailable when the cache cannot answer and PostgreSQL does not either.
+        """
+        key = session_key(tenant, session_id)
+        stored = await self._read_cache(key)
+        if stored is None:
+            stored = await self._truth.latest(
+                tenant,
+                session_id,
+                limit=self._knobs.context_messages,
+                characters=self._knobs.context_characters,
+            )
+            await self._push_cache(key, stored, is_fill=True)
+        return bounded(
+            [one.message for one in stored],
+            limit=self._knobs.context_messages,
+            characters=self._knobs.context_characters,
+        )
+
+    async def append(
+        self,
+        tenant: str,
+        session_id: str,
+        messages: Sequence[Message],
+        *,
+        task_id: UUID | None,
+        first_ordinal: int = 0,
+    ) -> None:
+        """Add messages to a session, once per (task_id, ordinal): a step that runs again adds nothing.
+
+        Args:
+            tenant: Whose session it is.
+            session_id: The session.
+            messages: In order; the n-th gets ordinal `first_ordinal + n`. Messages without text and those of role
+                `tool` are skipped: a context with half of a tool exchange is refused by endpoints.
+            task_id: The task that says them; None for messages of no task, which are added every time.
+            first_ordinal: The first message's number within its task.
+
+        Raises: DatabaseUnavailable; then nothing may be assumed, and the same call may be made again.
+        """
+        numbered = [
+            (first_ordinal + position, Message(message.role, clean_text(message.content)))
+            for position, message in enumerate(messages)
+            if message.content and message.role != "tool"
+        ]
+        if not numbered:
+            return
+        key = session_key(tenant, session_id)
+        try:
+            new = await self._truth.append(tenant, session_id, numbered, task_id=task_id)
+            if len(new) < len(numbered):
+                # An earlier run stored some and may have died before the cache heard of it.
+                self._suspect(key)
+            await self._push_cache(key, [self._cut(one) for one in new], is_fill=False)
+        except BaseException:
+            self._suspect(key)  # cancelled or cut off: the truth may hold what the cache does not
+            raise
+
+    async def _read_cache(self, key: str) -> tuple[StoredMessage, ...] | None:
+        if self._clock.monotonic() < self._resting_until:
+            return None
+        try:
+            await self._drop_suspects()
+            return await self._cache.read(key)
+        except SessionUnavailable as error:
+            self._rest(error)
+            return None
+
+    async def _push_cache(self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool) -> None:
+        if self._clock.monotonic() < self._resting_until:
+            self._suspect(key)
+            return
+        try:
+            await self._drop_suspects()
+            await self._cache.push(key, stored, is_fill=is_fill)
+        except SessionUnavailable as error:
+            self._suspect(key)
+            self._rest(error)
+
+    def _cut(self, one: StoredMessage) -> StoredMessage:
+        """A context never shows more of one message, so the cache does not hold more."""
+        content = one.message.content[: self._knobs.context_characters]
+        return replace(one, message=replace(one.message, content=content))
+
+    def _suspect(self, key: str) -> None:
+        """Remember that an entry may miss a message: it is dropped before the cache is used again."""
+        self._doubts += 1
+        self._suspects[key] = self._doubts
+        if len(self._suspects) > MAX_SUSPECTS:
+            self._suspects.pop(next(iter(self._suspects)))
+
+    async def _drop_suspects(self) -> None:
+        if not self._suspects:
+            return
+        dropping = dict(self._suspects)
+        await self._cache.drop(dropping)
+        for key, doubt in dropping.items():
+            if self._suspects.get(key) == doubt:  # a newer doubt arose while the drop was under way
+                del self._suspects[key]
+
+    def _rest(self, error: SessionUnavailable) -> None:
+        now = self._clock.monotonic()
+        self._resting_until = now + self._knobs.rest_s
+        if now - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = now
+            log.warning("memory.cache_unavailable", cause=error.message, rest_s=self._knobs.rest_s, using="postgresql")
