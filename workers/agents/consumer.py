@@ -1,0 +1,113 @@
+"""Celery's consumer, made strict: nothing is acknowledged that was not understood, nothing is dropped unrecorded.
+
+What the fleet has no use for (mingle, gossip, the 28 queues of delayed delivery) is left out, and the prefetch window
+is the pool's, not the concurrency.
+"""
+
+from typing import Any, ClassVar
+
+import structlog
+from celery.worker.consumer.consumer import Consumer
+from kombu.exceptions import ContentDisallowed, DecodeError
+
+from shared.broker.dead_letters import dead_letter
+from shared.contracts import TASK_PREFIX, parse_headers
+from shared.errors import BadMessage
+
+log = structlog.get_logger()
+
+SWITCHED_OFF = {"without_mingle": True, "without_gossip": True}
+
+
+class FleetConsumer(Consumer):  # type: ignore[misc]
+    """`worker_consumer`: checks each message before it takes a slot."""
+
+    class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
+        """The stock steps, less what the fleet has no use for."""
+
+        default_steps: ClassVar = [
+            step for step in Consumer.Blueprint.default_steps if not step.endswith(":DelayedDelivery")
+        ]
+
+    initial_prefetch_count: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        options = {**(kwargs.pop("worker_options", None) or {}), **SWITCHED_OFF}
+        super().__init__(*args, worker_options=options, **kwargs)
+        self.initial_prefetch_count = min(self.initial_prefetch_count, self.app.fleet_prefetch)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock handler behind a check of the message."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                check(message, self.app.tasks)
+            except BadMessage as error:
+                self.refuse(message, error.message)
+            else:
+                handle(message)
+
+        return on_task_received
+
+    def refuse(self, message: Any, reason: str) -> None:
+        """Send a message that no worker can run to the dead-letter queue; the keeper records it."""
+        log.error("consumer.message_refused", reason=reason, task=(message.headers or {}).get("task"))
+        copied = dead_letter(self.app.fleet_publisher, message, reason)
+        copied.add_done_callback(lambda done: self.call_soon(self._settle, message, done.exception()))
+
+    def _settle(self, message: Any, error: BaseException | None) -> None:
+        """On Celery's thread, once the copy is confirmed or failed; a message that was not copied comes back."""
+        settle = message.ack_log_error if error is None else message.reject_log_error
+        settle(log, self.connection_errors, **({} if error is None else {"requeue": True}))
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """A message that is not of Celery's protocol."""
+        self.refuse(message, "the message has no Celery headers")
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A task that this worker does not have."""
+        self.refuse(message, f"no worker has a task named {exc.args[0]!r}")
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """Headers that Celery cannot use."""
+        self.refuse(message, f"Celery cannot read the headers: {exc}")
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """A body that is not what its content type says; stock Celery would acknowledge it away."""
+        self.refuse(message, f"the body cannot be decoded: {exc}")
+
+
+def check(message: Any, known: Any) -> None:
+    """Whether a worker could run this message; agents must also keep the fleet's contract.
+
+    Raises: BadMessage with one sentence.
+    """
+    headers = message.headers or {}
+    name = headers.get("task")
+    if not isinstance(name, str):
+        raise BadMessage("the message has no header 'task'")
+    if name not in known:
+        raise BadMessage(f"no worker has a task named {name!r}")
+    if name.startswith(TASK_PREFIX):
+        if headers.get("eta") or headers.get("expires"):
+            raise BadMessage("headers eta and expires are not supported: use fleet.deadline_at")
+        parse_headers(headers)
+    try:
+        payload = message.payload
+    except (DecodeError, ContentDisallowed, ValueError) as error:
+        raise BadMessage(f"the body is not JSON: {error}") from None
+    if not (
+        isinstance(payload, list)
+        and len(payload) == 3
+        and isinstance(payload[0], list)
+        and isinstance(payload[1], dict)
+    ):
+        raise BadMessage("the body must be [array of inputs, object of inputs, embed]")
+    hide_inputs(headers, payload[1])
+
+
+def hide_inputs(headers: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Celery shows argsrepr and kwargsrepr in events and Flower: names are enough, values may be secret."""
+    headers["argsrepr"] = "()"
+    headers["kwargsrepr"] = f"{{{', '.join(sorted(kwargs))}}}"

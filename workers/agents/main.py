@@ -1,0 +1,90 @@
+"""`celery -A workers.agents.main worker`: settings in, one Celery app out."""
+
+import sys
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_init, worker_ready
+
+from shared.broker.app import make_app
+from shared.broker.publisher import Publisher
+from shared.db.database import Database
+from shared.errors import FleetError
+from shared.llm.openai_chat import OpenAIChat
+from shared.memory.cache import RedisCache, open_redis
+from shared.memory.session import SessionMemory
+from shared.memory.truth import PostgresTruth
+from shared.retrieval.corpus.loading import ensure_corpus
+from shared.retrieval.embedding import E5Embedding
+from shared.retrieval.milvus import MilvusVectors
+from shared.retrieval.retriever import Retriever
+from shared.settings import Settings, load, load_room
+from shared.telemetry.logs import setup_logs
+from shared.telemetry.notify import notify
+from workers.agents.hosting import WorkerHost
+from workers.agents.knobs import WorkerKnobs
+from workers.agents.registration import load_agents, register
+from workers.agents.run import Ports
+
+BUILT_IN = ("workers.agents.chat", "workers.agents.tools")
+
+
+def build() -> Celery:
+    """Wire one worker's app; connections open when the worker starts.
+
+    Raises: Misconfigured.
+    """
+    settings = load()
+    knobs = load_room("worker", WorkerKnobs)
+    agents = load_agents((*BUILT_IN, *settings.general.agent_modules))
+    app = make_app("fleet", settings.broker)
+    app.conf.update(
+        worker_pool="workers.agents.pool:TaskPool",
+        worker_consumer="workers.agents.consumer:FleetConsumer",
+        worker_concurrency=knobs.concurrency,
+    )
+    app.fleet_prefetch = knobs.prefetch
+    app.fleet_publisher = Publisher(settings.broker)
+    app.fleet_host = _host(settings, knobs, agents)
+    register(app, agents, app.fleet_host)
+    _connect_signals(app, settings)
+    return app
+
+
+def _host(settings: Settings, knobs: WorkerKnobs, agents: Any) -> WorkerHost:
+    database = Database(settings.db, application_name="fleet-worker")
+    memory = SessionMemory(
+        PostgresTruth(database.engine),
+        RedisCache(open_redis(settings.memory), knobs=settings.memory),
+        knobs=settings.memory,
+    )
+    embedding = E5Embedding()
+    retriever = Retriever(embedding=embedding, vectors=MilvusVectors(settings.vectors, dimensions=embedding.dimensions))
+    return WorkerHost(
+        database=database,
+        ledger=settings.ledger,
+        knobs=knobs,
+        ports=Ports(chat=OpenAIChat(settings.llm), retriever=retriever, memory=memory),
+        agents=agents,
+        warm_up=lambda: ensure_corpus(retriever),
+    )
+
+
+def _connect_signals(app: Celery, settings: Settings) -> None:
+    @setup_logging.connect(weak=False)  # type: ignore[untyped-decorator]
+    def own_logs(**_: Any) -> None:
+        setup_logs(style=settings.log.style, level=settings.log.level)
+
+    @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
+    def named(sender: Any, **_: Any) -> None:
+        app.fleet_host.name = sender.hostname
+
+    @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
+    def ready(**_: Any) -> None:
+        notify(settings.notify_socket)
+
+
+try:
+    app = build()
+except FleetError as error:
+    sys.exit(f"fleet worker: {error.message}")
