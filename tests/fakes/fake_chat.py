@@ -1,0 +1,37 @@
+"""A chat model that says what it is told to, and remembers what it was asked."""
+
+import asyncio
+from collections import deque
+
+from shared.errors import FleetError
+from shared.llm.answer import estimate_tokens
+from shared.llm.messages import ChatReply, ChatRequest, ToolCall, Usage
+
+
+class FakeChat:
+    """A `ChatPort`. Scripted answers come first, in order; without any left it echoes the last message."""
+
+    def __init__(self, *script: str | ToolCall | FleetError) -> None:
+        self.script = deque(script)
+        self.requests: list[ChatRequest] = []
+        self.release: asyncio.Event | None = None
+        """When set, an answer waits for it: a call that is in flight for as long as the test wants."""
+
+    async def chat(self, request: ChatRequest) -> ChatReply:
+        """Say the next line of the script."""
+        self.requests.append(request)
+        if self.release is not None:
+            await self.release.wait()
+        line = self.script.popleft() if self.script else f"echo: {request.messages[-1].content}"
+        if isinstance(line, FleetError):
+            raise line
+        text = line if isinstance(line, str) else ""
+        return ChatReply(
+            text=text,
+            tool_calls=(line,) if isinstance(line, ToolCall) else (),
+            model=request.model or "fake",
+            endpoint="fake",
+            usage=Usage(sum(estimate_tokens(one.content) for one in request.messages), estimate_tokens(text)),
+            finish_reason="stop" if isinstance(line, str) else "tool_calls",
+            seconds=0.0,
+        )

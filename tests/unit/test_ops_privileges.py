@@ -1,0 +1,38 @@
+"""How servers shed privileges: decided from facts, with a remedy whenever the answer is no."""
+
+from dataclasses import replace
+
+from workers.ops.privileges import Facts, decide
+
+READ, SETGID, SETUID = 1 << 2, 1 << 6, 1 << 7
+ROOT = Facts(euid=0, capabilities=READ | SETGID | SETUID, target_uid=65534, unreachable="", setpriv="/usr/bin/setpriv")
+
+
+def test_ordinary_user_has_nothing_to_drop() -> None:
+    assert decide(replace(ROOT, euid=1000, capabilities=0, setpriv="")).action == "keep"
+
+
+def test_root_drops_everything_when_all_files_can_be_read() -> None:
+    assert decide(ROOT).action == "drop"
+
+
+def test_root_keeps_reading_alone_when_the_clone_is_closed_to_others() -> None:
+    decision = decide(replace(ROOT, unreachable="/root"))
+    assert decision.action == "drop_but_read"
+    assert decision.reason == "servers run as uid 65534 and may read /root"
+
+
+def test_closed_clone_without_the_capability_is_refused_with_the_remedy() -> None:
+    decision = decide(replace(ROOT, unreachable="/root", capabilities=SETGID | SETUID))
+    assert decision.action == "refuse"
+    assert "move the clone" in decision.reason
+
+
+def test_root_that_cannot_change_user_is_told_to_be_an_ordinary_user() -> None:
+    decision = decide(replace(ROOT, capabilities=READ))
+    assert decision.action == "refuse"
+    assert "run as an ordinary user" in decision.reason
+
+
+def test_root_without_setpriv_is_told_what_to_install() -> None:
+    assert "install util-linux" in decide(replace(ROOT, setpriv="")).reason
