@@ -1,0 +1,119 @@
+"""Real servers for integration tests: Debian's PostgreSQL pair, RabbitMQ and Redis, once per session, on loopback."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import psycopg
+import pytest
+from live import Database
+
+from workers.ops.background import BackgroundSupervisor, running
+from workers.ops.recipes import model as model_recipe
+from workers.ops.recipes import vectors as vectors_recipe
+from workers.ops.surroundings import ROOT
+from workers.ops.topology import Wish, servers_only
+
+MIGRATIONS = ROOT / "migrations" / "alembic.ini"
+TEMPLATE = "fleet_template"
+
+
+@pytest.fixture(scope="session")
+def run_folder() -> Iterator[Callable[[], Path]]:
+    """Make folders that an unprivileged user can reach (pytest's own are closed to others); removed at the end."""
+    made = []
+
+    def make() -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="fleet-test-", dir="/tmp"))
+        folder.chmod(0o711)
+        made.append(folder)
+        return folder / "run"
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def servers(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+    """The session's servers, shared by all tests: leave them running and as they were."""
+    with start(servers_only(), folder=run_folder()) as started:
+        yield started
+
+
+@pytest.fixture
+def start_servers(run_folder: Callable[[], Path]) -> Iterator[Callable[[Wish], BackgroundSupervisor]]:
+    """Start servers of the test's own (`start_servers(wish)`), to break at will; stopped after the test."""
+    opened = []
+
+    def own(wish: Wish) -> BackgroundSupervisor:
+        opened.append(start(wish, folder=run_folder()))
+        return opened[-1].__enter__()
+
+    yield own
+    for each in reversed(opened):
+        each.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def vectors(servers: BackgroundSupervisor) -> str:
+    """The address of a vector server, started when the first test asks for it."""
+    spec = vectors_recipe.server(servers.around)
+    servers.add(spec)
+    servers.env["FLEET_VECTORS_URI"] = spec.url
+    return spec.url
+
+
+@pytest.fixture(scope="session")
+def model(servers: BackgroundSupervisor) -> str:
+    """The base URL of a local language model, started when the first test asks for it."""
+    spec = model_recipe.server(servers.around)
+    servers.add(spec)
+    servers.env |= {"FLEET_LLM_BASE_URL": spec.url, "FLEET_LLM_MODEL": model_recipe.NAME, "FLEET_LLM_API_KEY": "local"}
+    return spec.url
+
+
+@pytest.fixture(scope="session")
+def template(servers: BackgroundSupervisor) -> str:
+    """The name of a migrated database that is copied for each test."""
+    _administer(servers, f"CREATE DATABASE {TEMPLATE}")
+    if MIGRATIONS.exists():
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", "-c", str(MIGRATIONS), "upgrade", "head"],
+            env={**os.environ, "FLEET_DB_URL": _with_name(servers.db_url, TEMPLATE), "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    return TEMPLATE
+
+
+@pytest.fixture
+def database(servers: BackgroundSupervisor, template: str) -> Iterator[Database]:
+    """A fresh migrated database, dropped afterwards, open connections or not."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _administer(servers, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield Database(name=name, url=_with_name(servers.db_url, name), replica_url=_with_name(servers.replica_url, name))
+    _administer(servers, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def start(wish: Wish, *, folder: Path) -> AbstractContextManager[BackgroundSupervisor]:
+    """Start servers with this process's environment."""
+    return running(wish, folder=folder, inherited=dict(os.environ), project=ROOT)
+
+
+def _with_name(url: str, name: str) -> str:
+    return f"{url.rpartition('/')[0]}/{name}"
+
+
+def _administer(servers: BackgroundSupervisor, statement: str) -> None:
+    with psycopg.connect(_with_name(servers.db_url, "postgres").replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(statement)

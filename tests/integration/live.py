@@ -1,0 +1,32 @@
+"""What integration tests share: a database of their own, and patience."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A migrated database of one test."""
+
+    name: str
+    url: str
+    """On the primary, as SQLAlchemy takes it."""
+
+    replica_url: str
+    """The same database on the streaming replica."""
+
+    @property
+    def dsn(self) -> str:
+        """The primary, as psycopg takes it."""
+        return self.url.replace("+psycopg", "")
+
+
+def eventually(check: Callable[[], Any], *, within_s: float = 30.0) -> Any:
+    """Poll until `check` returns something true, and return it; the limit is generous, it only ends a broken test."""
+    end = time.monotonic() + within_s
+    while not (found := check()):
+        assert time.monotonic() < end, f"did not come true within {within_s} s"
+        time.sleep(0.02)
+    return found

@@ -1,0 +1,142 @@
+"""Session memory over a real PostgreSQL and a real Redis, and what remains of it when Redis dies."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from shared.errors import DatabaseUnavailable
+from shared.llm.messages import Message
+from shared.memory.cache import RedisCache, open_redis
+from shared.memory.knobs import MemoryKnobs
+from shared.memory.session import SessionMemory
+from shared.memory.truth import PostgresTruth
+from tests.contract.session_suite import SessionSuite, SessionWorld, says, texts
+from workers.ops.background import BackgroundSupervisor
+
+HELLO = Message("user", "hello")
+
+
+@pytest.fixture
+def knobs(servers: BackgroundSupervisor) -> MemoryKnobs:
+    return MemoryKnobs(redis_url=f"{servers.redis_url.rpartition('/')[0]}/7", rest_s=0.1)
+
+
+@pytest_asyncio.fixture
+async def engine(database: object) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(database.url, pool_size=5, max_overflow=5)  # type: ignore[attr-defined]
+    yield engine
+    await engine.dispose()
+
+
+@pytest_asyncio.fixture
+async def redis(knobs: MemoryKnobs) -> AsyncIterator[Redis]:
+    redis = open_redis(knobs)
+    await redis.flushdb()
+    yield redis
+    await redis.aclose()
+
+
+@pytest.fixture
+def memory(engine: AsyncEngine, redis: Redis, knobs: MemoryKnobs) -> SessionMemory:
+    return SessionMemory(PostgresTruth(engine), RedisCache(redis, knobs=knobs), knobs=knobs)
+
+
+@pytest.fixture
+def breakable(servers: BackgroundSupervisor) -> Iterator[BackgroundSupervisor]:
+    """The servers, with Redis as it was afterwards."""
+    servers.suspend("redis")
+    yield servers
+    if servers.status("redis") == "ready":
+        servers.thaw("redis")
+    servers.resume("redis")
+    servers.wait_ready("redis")
+
+
+class TestSessionMemoryOverServers(SessionSuite):
+    """The suite, over PostgreSQL and Redis."""
+
+    @pytest.fixture
+    def world(self, engine: AsyncEngine, redis: Redis, knobs: MemoryKnobs) -> SessionWorld:
+        truth = PostgresTruth(engine)
+
+        async def wipe() -> None:
+            await redis.flushdb()
+
+        return SessionWorld(
+            truth=truth,
+            cache=RedisCache(redis, knobs=knobs),
+            worker=lambda: SessionMemory(truth, RedisCache(redis, knobs=knobs), knobs=knobs),
+            wipe=wipe,
+        )
+
+
+async def test_session_lives_an_hour_in_the_cache_under_its_documented_key(memory: SessionMemory, redis: Redis) -> None:
+    for tenant, key in (("default", "ctx:s1"), ("acme", "ctx:acme:s1")):
+        await memory.append(tenant, "s1", [HELLO], task_id=uuid4())
+        assert 3590 < await redis.ttl(key) <= 3600
+        await memory.context(tenant, "s1")
+        assert 3590 < await redis.ttl(key) <= 3600
+
+
+async def test_push_does_not_prolong_an_entry_so_that_a_wrong_one_ends(memory: SessionMemory, redis: Redis) -> None:
+    await memory.context("default", "s1")
+    await redis.expire("ctx:s1", 100)
+    await memory.append("default", "s1", [HELLO], task_id=uuid4())
+    assert await redis.ttl("ctx:s1") <= 100
+
+
+@pytest.mark.parametrize("garbage", ["text", "list", "other shape"])
+async def test_entry_written_by_other_hands_is_rebuilt(memory: SessionMemory, redis: Redis, garbage: str) -> None:
+    await memory.append("default", "s1", [HELLO], task_id=uuid4())
+    await redis.delete("ctx:s1")
+    if garbage == "text":
+        await redis.set("ctx:s1", '[{"role": "user"}]')
+    elif garbage == "list":
+        await redis.rpush("ctx:s1", "x")
+    else:
+        await redis.zadd("ctx:s1", {"complete": -1, '{"role": "user"}': 5})
+    assert await memory.context("default", "s1") == (HELLO,)
+    assert await memory.context("default", "s1") == (HELLO,)
+    assert await redis.zcard("ctx:s1") == 2
+
+
+async def test_redis_killed_midway_costs_no_message_and_is_used_again_when_it_is_back(
+    memory: SessionMemory, redis: Redis, breakable: BackgroundSupervisor
+) -> None:
+    await memory.append("default", "s1", [says("before")], task_id=uuid4())
+    await memory.context("default", "s1")
+    breakable.kill("redis")
+    started = time.monotonic()
+    await memory.append("default", "s1", [says("during")], task_id=uuid4())
+    assert texts(await memory.context("default", "s1")) == ["before", "during"]
+    assert time.monotonic() - started < 3.0
+    breakable.start("redis")  # append-only: it still holds the entry from before
+    assert await redis.zcard("ctx:s1") == 2
+    assert texts(await memory.context("default", "s1")) == ["before", "during"]
+    await memory.append("default", "s1", [says("after")], task_id=uuid4())
+    assert texts(await memory.context("default", "s1")) == ["before", "during", "after"]
+    assert await redis.zcard("ctx:s1") == 4
+
+
+async def test_redis_that_hangs_delays_a_task_by_seconds_at_most(
+    memory: SessionMemory, breakable: BackgroundSupervisor
+) -> None:
+    await memory.append("default", "s1", [HELLO], task_id=uuid4())
+    breakable.freeze("redis")
+    started = time.monotonic()
+    assert await memory.context("default", "s1") == (HELLO,)
+    await memory.append("default", "s1", [HELLO], task_id=uuid4())
+    assert time.monotonic() - started < 5.0
+    breakable.thaw("redis")
+
+
+async def test_postgres_out_of_reach_is_said_with_the_error_that_is_tried_again() -> None:
+    engine = create_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/none", connect_args={"connect_timeout": 2})
+    with pytest.raises(DatabaseUnavailable):
+        await PostgresTruth(engine).latest("default", "s", limit=1, characters=1)
+    await engine.dispose()
