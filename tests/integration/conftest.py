@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from live import Database
 
+from tests.integration.live import Database
 from workers.ops.background import BackgroundSupervisor, running
 from workers.ops.recipes import model as model_recipe
 from workers.ops.recipes import vectors as vectors_recipe

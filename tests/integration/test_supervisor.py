@@ -11,10 +11,10 @@ from typing import Any
 
 import psycopg
 import redis
-from live import Database, eventually
 from kombu.connection import Connection
 from pymilvus import MilvusClient
 
+from tests.integration.live import Database, eventually
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.spec import ServerFailed
 
@@ -26,7 +26,7 @@ def plain(url: str) -> str:
 
 
 def connection_to(broker_url: str) -> Any:
-    return Connection(broker_url)  # type: ignore[no-untyped-call]
+    return Connection(broker_url)
 
 
 def pid_or_none(servers: BackgroundSupervisor, name: str) -> int | None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from live import eventually
 
+from tests.integration.live import eventually
 from workers.ops.census import Identity, is_alive, send
 from workers.ops.inspection import supervisor_of
 from workers.ops.run_dir import RunDir

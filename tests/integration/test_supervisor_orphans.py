@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from live import eventually
 
+from tests.integration.live import eventually
 from workers.ops.census import Identity, identify, is_alive, members, send
 from workers.ops.run_dir import RunDir
 from workers.ops.supervisor import sweep_leftovers

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from live import eventually
 
+from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.census import Identity, identify, is_alive, send
 from workers.ops.knobs import RestartPolicy

@@ -59,7 +59,7 @@ class PortBook:
 def free_port(*, taken: set[int]) -> int:
     """Find a loopback port that nothing listens on, outside the ephemeral range."""
     for _ in range(TRIES):
-        port = random.randrange(LOWEST, _ephemeral_from())  # noqa: S311 - a port is no secret
+        port = random.randrange(LOWEST, _ephemeral_from())
         if port not in taken and is_free(port):
             return port
     raise Misconfigured("No free loopback port was found below the ephemeral range; stop some servers first.")

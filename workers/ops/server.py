@@ -175,7 +175,7 @@ class Server:
         waiting_for = "it did not end"
         try:
             async with asyncio.timeout(self.spec.start_timeout_s):
-                while waiting_for := await self._missing(child, offset=offset):  # noqa: ASYNC110 - others' state
+                while waiting_for := await self._missing(child, offset=offset):
                     await asyncio.sleep(self._site.knobs.probe_interval_s)
                 if self.spec.on_ready is not None:
                     waiting_for = "its first commands did not end"

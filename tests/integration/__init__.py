@@ -1,0 +1,1 @@
+"""Tests against real servers, started once per session by the project's own supervisor."""
