@@ -356,6 +356,7 @@ class _Portal:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @property
@@ -371,14 +372,17 @@ class _Portal:
 
     def stop(self) -> None:
         loop, self._loop = self._loop, None
-        if loop is not None:
+        if loop is not None and self._thread is not None:
             loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
 
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="fleet-client", daemon=True).start()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="fleet-client", daemon=True)
+                self._thread.start()
             return self._loop
 
 

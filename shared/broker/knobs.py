@@ -22,8 +22,8 @@ class BrokerKnobs:
     """Seconds for one connection attempt."""
     socket_timeout_s: float = 10.0
     """Seconds for one read or write on an open connection."""
-    heartbeat_s: int = 30
-    """AMQP heartbeat; a dead peer is noticed within two of them."""
+    heartbeat_s: int = 10
+    """AMQP heartbeat; after two of them the broker takes a frozen worker's unclaimed messages back."""
     delivery_limit: int = 20
     """Redeliveries until RabbitMQ moves a message to the dead-letter queue."""
     retry_after_s: float = 1.0

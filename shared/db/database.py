@@ -7,6 +7,7 @@ from typing import Any, Literal
 import psycopg
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from shared.db.knobs import DbKnobs
@@ -28,7 +29,7 @@ def is_unavailable(error: BaseException) -> bool:
     """Whether the server or the way to it is gone, rather than the statement being wrong."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
-    return isinstance(error, OSError | TimeoutError)
+    return isinstance(error, OSError | TimeoutError | PoolTimeout)
 
 
 class Database:
@@ -62,7 +63,7 @@ class Database:
                     await connection.execution_options(postgresql_readonly=True)
                 async with AsyncSession(bind=connection, expire_on_commit=False) as session, session.begin():
                     yield session
-        except (DBAPIError, OSError, TimeoutError) as error:
+        except (DBAPIError, OSError, TimeoutError, PoolTimeout) as error:
             if not is_unavailable(error):
                 raise
             raise DatabaseUnavailable(

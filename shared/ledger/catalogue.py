@@ -1,5 +1,6 @@
 """Which agents exist and what input they take, so that a producer learns of a mistake at once."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -22,20 +23,30 @@ class Catalogue:
         self._database = database
         self._validators: dict[str, Validator] = {}
         self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
 
     async def check(self, agent: str, kwargs: Mapping[str, Any]) -> None:
         """Refuse what no worker could run.
 
         Raises: UnknownAgent; BadInput naming the field.
         """
+        problem = self._problem(agent, kwargs)
+        if problem is None and time.monotonic() - self._read_at <= FRESH_S:
+            return
         try:
-            if time.monotonic() - self._read_at > FRESH_S or self._problem(agent, kwargs) is not None:
-                await self._read()
+            await self._read_once()
         except DatabaseUnavailable:
             return
         problem = self._problem(agent, kwargs)
         if problem is not None:
             raise problem
+
+    async def _read_once(self) -> None:
+        """Read anew; callers that come meanwhile share one read."""
+        asked_at = time.monotonic()
+        async with self._reading:
+            if self._read_at < asked_at:
+                await self._read()
 
     async def _read(self) -> None:
         schemas = await offered(self._database)

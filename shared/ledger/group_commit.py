@@ -38,7 +38,7 @@ class Written:
 class _Write:
     kind: Kind
     key: Key
-    row: dict[str, Any]
+    row: str
     done: "asyncio.Future[Written | None]"
 
 
@@ -70,12 +70,12 @@ class GroupCommit:
 
         Returns: What was written; None when the row was not this caller's to write (a lost claim, a stale epoch).
         Raises: Fenced when this worker was declared dead; DatabaseUnavailable when it is down and `when_down` is
-            `raise`; BadInput when PostgreSQL cannot store the value.
+            `raise`; BadInput when the row is not JSON or PostgreSQL cannot store it.
         """
         if self._is_abandoned:
             raise Fenced("this worker gave up its place in the ledger")
         future: asyncio.Future[Written | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Write(kind, key, row, future))
+        self._waiting.append(_Write(kind, key, _as_json(row), future))
         self._arrived.set()
         if self._loop_task is None:
             self._loop_task = asyncio.create_task(self._run(), name="group-commit")
@@ -108,9 +108,12 @@ class GroupCommit:
                 self._arrived.clear()
             try:
                 await self._commit_patiently(batch)
-            except BaseException:
+            except asyncio.CancelledError:
                 self._fail(batch, Fenced("the ledger's writer was stopped"))
                 raise
+            except Exception as error:  # the writer of all runs must outlive one batch: logged, its callers are told
+                log.exception("ledger.batch_failed", writes=len(batch))
+                self._fail(batch, FleetError(f"the ledger's writer failed: {error!r}"))
 
     def _take(self) -> list[_Write]:
         """The next batch: no two writes to one row, because they would see the same snapshot."""
@@ -153,7 +156,7 @@ class GroupCommit:
         """One row that PostgreSQL refuses must not fail its neighbours: send each alone, blame only the culprit."""
         if len(batch) == 1:
             cause = (str(error) or type(error).__name__).splitlines()[0]
-            self._fail(batch, BadInput(f"PostgreSQL cannot store this value: {cause}"))
+            self._fail(batch, BadInput(f"not storable in PostgreSQL: {cause}"))
             return
         for write in batch:
             await self._commit_patiently([write])
@@ -161,11 +164,11 @@ class GroupCommit:
     async def _commit(self, batch: list[_Write]) -> None:
         if self._connection is None:
             self._connection = await self._database.direct()
-        rows: dict[Kind, list[dict[str, Any]]] = {}
+        rows: dict[Kind, list[str]] = {}
         for write in batch:
             rows.setdefault(write.kind, []).append(write.row)
         kinds = tuple(kind for kind in KINDS if kind in rows)
-        parameters: dict[str, Any] = {kind: json.dumps(rows[kind]) for kind in kinds}
+        parameters: dict[str, Any] = {kind: f"[{','.join(rows[kind])}]" for kind in kinds}
         parameters["worker"] = self._worker
         async with asyncio.timeout(self._database.knobs.statement_timeout_s + 5):
             cursor = await self._connection.execute(
@@ -196,3 +199,10 @@ class GroupCommit:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+def _as_json(row: dict[str, Any]) -> str:
+    try:
+        return json.dumps(row, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"not JSON ({error}): use plain data (None, bool, numbers, text, lists, dicts)") from None

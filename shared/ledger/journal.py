@@ -106,27 +106,14 @@ class Journal:
             await self._write("result", name, ordinal, {"state": "failed", "result": {"error": repr(error)}})
             raise
         usage = usage_of(result)
-        await self._write(
-            "result",
-            name,
-            ordinal,
-            {"state": "done", "result": storable(result, name), "usage": dict(usage) if usage else None},
-        )
+        done = {"state": "done", "result": result, "usage": dict(usage) if usage else None}
+        try:
+            await self._write("result", name, ordinal, done)
+        except BadInput as error:
+            raise BadInput(f"the result of step {name!r} is {error.message}", step=name) from None
         return result
 
     async def _write(self, kind: Literal["intent", "result"], name: str, ordinal: int, values: dict[str, Any]) -> None:
         row = {"task_id": str(self._task_id), "name": name, "ordinal": ordinal, "epoch": self._epoch, **values}
         if await self._commit.write(kind, (kind, self._task_id, name, ordinal), row) is None:
             raise Fenced(f"task {self._task_id} is no longer at epoch {self._epoch}: another worker owns it")
-
-
-def storable(value: Any, step: str) -> Any:
-    """The value itself when it survives JSON.
-
-    Raises: BadInput naming the step.
-    """
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"the result of step {step!r} is not JSON: {error}; return plain data", step=step) from None
-    return value

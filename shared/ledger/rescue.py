@@ -76,6 +76,15 @@ def _requeue(worker: UUID) -> ReturningUpdate[tuple[UUID]]:
     )
 
 
+async def backlog(database: Database) -> tuple[int, int]:
+    """How many tasks are queued, and how many of them are due to be looked after."""
+    is_due = tasks.c.dispatch_at <= func.now()
+    query = select(func.count(), func.count().filter(is_due)).where(tasks.c.state == "queued")
+    async with database.unit(mode="ro") as unit:
+        queued, overdue = (await unit.execute(query)).one()
+    return queued, overdue
+
+
 async def due(database: Database, *, limit: int, again_after_s: float) -> list[TaskMessage]:
     """Queued tasks whose message is missing or overdue; each is marked as looked after for `again_after_s`."""
     chosen = (

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from shared.contracts import TaskMessage
 from shared.db.database import Database
-from shared.errors import Fenced, FleetError
+from shared.errors import BadInput, Fenced, FleetError
 from shared.ledger.group_commit import GroupCommit
 from shared.ledger.journal import Journal, load_recorded
 from shared.ledger.rows import refuse_nul, task_row
@@ -50,7 +50,10 @@ class Runs:
 
         Raises: Fenced when another worker owns it; BadInput when the output cannot be stored.
         """
-        await self._finish(claim, "succeeded", output=output, report=report)
+        try:
+            await self._finish(claim, "succeeded", output=output, report=report)
+        except BadInput as error:
+            raise BadInput(f"the agent's output is {error.message}") from None
 
     async def fail(self, claim: Claim, error: FleetError, report: dict[str, Any]) -> None:
         """End the task with its error.

@@ -20,7 +20,7 @@ class LLMKnobs:
     """Sent as a bearer token, printed nowhere. Local servers accept anything: the default is a word, no secret."""
 
     connect_timeout_s: float = 5.0
-    """Seconds for TCP and TLS. Room for a burst: opening a thousand connections keeps one loop busy for 2 s."""
+    """Seconds for TCP, again for TLS, and the most to wait for a turn to start when thousands start at once."""
 
     read_timeout_s: float = 60.0
     """Seconds of silence on an open connection. A non-streamed answer is silent until it is complete, so this is

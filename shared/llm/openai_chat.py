@@ -25,15 +25,19 @@ class OpenAIChat:
         self._clock = clock or SystemClock()
         self.endpoint = urlsplit(knobs.base_url).netloc.rpartition("@")[2]
         timeouts = httpx2.Timeout(knobs.read_timeout_s, connect=knobs.connect_timeout_s, pool=None)
+        self._transport = PooledTransport(
+            max_connections=knobs.max_connections,
+            keepalive_s=knobs.keepalive_s,
+            turn_wait_s=knobs.connect_timeout_s,
+            proxy_url=knobs.proxy_url,
+        )
         self._client = AsyncOpenAI(
             base_url=knobs.base_url,
             api_key=knobs.api_key.get_secret_value(),
             max_retries=0,  # whoever retries stands in front of the port; two retrying layers multiply
             timeout=timeouts,
             http_client=httpx2.AsyncClient(
-                transport=PooledTransport(
-                    max_connections=knobs.max_connections, keepalive_s=knobs.keepalive_s, proxy_url=knobs.proxy_url
-                ),
+                transport=self._transport,
                 timeout=timeouts,
                 trust_env=False,
                 follow_redirects=False,  # a redirected POST turns into a GET or takes the key to another host
@@ -70,7 +74,7 @@ class OpenAIChat:
     async def _post(self, body: Json, *, timeout_s: float) -> httpx2.Response:
         # `from None` everywhere: the SDK's errors hold the request, and the request holds the key.
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self._transport.starting():
                 return await self._client.post("/chat/completions", cast_to=httpx2.Response, body=body)
         except TimeoutError:
             raise self._timeout("total", waited_s=timeout_s) from None

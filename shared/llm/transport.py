@@ -1,6 +1,10 @@
 """Many small connection pools instead of one large: what keeps thousands of calls in flight cheap."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import httpx2
 
@@ -9,11 +13,17 @@ POOL_CONNECTIONS = 16
 calls in flight: 3.7 ms of CPU a call in pools of 256, 2.2 in pools of 64, 1.7 in pools of 16 and no better below; in
 a single pool the loop starves until connections time out."""
 
+STARTS_AT_ONCE = 32
+"""Calls of a process that are being built, connected and sent at the same time. A burst of thousands would otherwise
+keep the loop from its sockets until connections that were accepted long ago count as timed out."""
+
 
 class PooledTransport(httpx2.AsyncBaseTransport):
     """Spreads requests over pools of `POOL_CONNECTIONS`, least busy first, and adds a pool when all are full."""
 
-    def __init__(self, *, max_connections: int, keepalive_s: float, proxy_url: str | None = None) -> None:
+    def __init__(
+        self, *, max_connections: int, keepalive_s: float, turn_wait_s: float, proxy_url: str | None = None
+    ) -> None:
         self._ssl_context = httpx2.create_ssl_context(trust_env=False)  # once: tens of milliseconds each
         self._limits = httpx2.Limits(
             max_connections=min(POOL_CONNECTIONS, max_connections),
@@ -22,6 +32,8 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         )
         self._proxy_url = proxy_url
         self._max_pools = -(-max_connections // POOL_CONNECTIONS)
+        self._turns = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._turn_wait_s = turn_wait_s
         self._pools: list[httpx2.AsyncHTTPTransport] = []
         self._in_flight: list[int] = []
 
@@ -29,6 +41,7 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         """Send over the least busy pool; the place is taken until the response is closed."""
         index = self._least_busy()
         self._in_flight[index] += 1
+        request.extensions = {**request.extensions, "trace": _end_turn_when_sent}
         try:
             response = await self._pools[index].handle_async_request(request)
         except BaseException:
@@ -43,6 +56,26 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         """Close every pool."""
         for pool in self._pools:
             await pool.aclose()
+
+    @asynccontextmanager
+    async def starting(self) -> AsyncIterator[None]:
+        """Wait for a turn to start a request within this block; the turn ends by itself when the request is sent.
+
+        A turn is politeness, not a limit: whoever has waited `turn_wait_s` goes ahead, so that an endpoint that takes
+        no connections delays the calls behind it by no more than that.
+        """
+        turn = _Turn(self._turns)
+        try:
+            async with asyncio.timeout(self._turn_wait_s):
+                await turn.take()
+        except TimeoutError:
+            pass
+        token = _TURN.set(turn)
+        try:
+            yield
+        finally:
+            _TURN.reset(token)
+            turn.end()
 
     def _least_busy(self) -> int:
         busy = min(self._in_flight, default=POOL_CONNECTIONS)
@@ -75,3 +108,29 @@ class _CountedStream(httpx2.AsyncByteStream):
             self._is_open = False
             self._in_flight[self._index] -= 1
         await self._stream.aclose()
+
+
+class _Turn:
+    """One place among `STARTS_AT_ONCE`, given back once."""
+
+    def __init__(self, turns: asyncio.Semaphore) -> None:
+        self._turns = turns
+        self._is_taken = False
+
+    async def take(self) -> None:
+        await self._turns.acquire()
+        self._is_taken = True
+
+    def end(self) -> None:
+        if self._is_taken:
+            self._is_taken = False
+            self._turns.release()
+
+
+_TURN: ContextVar[_Turn | None] = ContextVar("turn", default=None)
+
+
+async def _end_turn_when_sent(event: str, _facts: dict[str, Any]) -> None:
+    """What httpcore tells before and after each thing it does; it runs within the call that it tells about."""
+    if event == "http11.send_request_headers.complete" and (turn := _TURN.get()) is not None:
+        turn.end()

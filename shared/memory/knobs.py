@@ -21,9 +21,9 @@ class MemoryKnobs:
     """Characters of the context given to an agent, about 8000 tokens; older messages are left out, a single message
     that is longer is cut."""
 
-    socket_timeout_s: float = 0.5
-    """Seconds for one connection attempt, one read or write, and for a free connection. redis-py's own defaults (5 s,
-    ten retries) stall a call for tens of seconds when Redis is down."""
+    timeout_s: float = 1.0
+    """Seconds for one call to Redis, waiting for a connection included. redis-py's own defaults (5 s a socket
+    operation, ten retries) stall a call for tens of seconds when Redis is down."""
 
     rest_s: float = 5.0
     """Seconds for which Redis is not asked again after it failed: a thousand runs must not each wait for a timeout."""
@@ -34,7 +34,7 @@ class MemoryKnobs:
     def __post_init__(self) -> None:
         if not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("redis_url must start with redis://, rediss:// or unix://")
-        for name in ("ttl_s", "context_messages", "context_characters", "socket_timeout_s", "max_connections"):
+        for name in ("ttl_s", "context_messages", "context_characters", "timeout_s", "max_connections"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
         if self.rest_s < 0:

@@ -157,6 +157,8 @@ class MilvusVectors:
                 f"{self._dimensions}: choose another FLEET_VECTORS_COLLECTION",
                 collection=name,
             )
+        # A restarted embedded server has all its collections but serves none of them until they are loaded.
+        client.load_collection(name, timeout=timeout_s)
 
     def _disconnect(self, client: Any) -> None:
         with self._connecting:

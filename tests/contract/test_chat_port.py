@@ -16,7 +16,6 @@ from shared.llm.port import ChatPort
 from tests.fakes.chat_server import ChatServer, completion, says, stays_silent
 from tests.fakes.fake_chat import FakeChat
 
-
 QUESTION = ChatRequest((Message("system", "Be brief."), Message("user", "Hello?")))
 CALL = ToolCall("call_7", "weather", '{"city": "Oslo"}')
 

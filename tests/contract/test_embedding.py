@@ -48,11 +48,11 @@ async def test_texts_in_a_batch_get_the_vectors_they_get_alone(embedding: Embedd
 
 
 async def test_concurrent_questions_get_their_own_answers(embedding: EmbeddingPort) -> None:
-    texts = [f"question number {number} of many" for number in range(20)]
+    texts = [f"question number {number} of many" for number in range(6)]
     alone = [await embedding.embed_query(text) for text in texts]
     assert await asyncio.gather(*[embedding.embed_query(text) for text in texts]) == alone
 
 
 async def test_odd_and_long_texts_are_embedded(embedding: EmbeddingPort) -> None:
-    vectors = await embedding.embed_passages(["a\x00b", "\ud800", "你好 ☂", "word " * 3000])
+    vectors = await embedding.embed_passages(["a\x00b", "\ud800", "你好 ☂", "word " * 700])
     assert len(vectors) == 4

@@ -15,7 +15,6 @@ from shared.llm.messages import ChatRequest, Message, ToolCall, ToolSpec
 from shared.llm.openai_chat import OpenAIChat
 from tests.fakes.chat_server import ChatServer, Fault, completion, drips, http, says, sends, stays_silent
 
-
 KEY = "sk-very-secret-0123456789"
 QUESTION = ChatRequest((Message("user", "Hello?"),))
 WHOLE = json.dumps(completion()).encode()

@@ -20,7 +20,7 @@ def document(name: str, tenant: str | None = None, text: str = "") -> Document:
 
 
 class VectorSuite:
-    """Subclass it with a `vectors` fixture: an empty `VectorPort` of `DIMENSIONS`."""
+    """Subclass it with a `port` fixture: an empty `VectorPort` of `DIMENSIONS`."""
 
     async def test_an_empty_store_finds_nothing(self, port: VectorPort) -> None:
         assert await port.search(towards(0), k=3) == ()

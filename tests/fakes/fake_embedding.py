@@ -27,6 +27,6 @@ class FakeEmbedding:
     def _vector(self, text: str) -> Vector:
         counts = [0.0] * self.dimensions
         for word in text.lower().split():
-            counts[zlib.crc32(word.strip(".,?!:;").encode()) % self.dimensions] += 1
+            counts[zlib.crc32(word.strip(".,?!:;").encode("utf-8", "replace")) % self.dimensions] += 1
         length = math.hypot(*counts) or 1.0
         return tuple(count / length for count in counts)

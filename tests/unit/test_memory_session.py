@@ -13,7 +13,6 @@ from shared.memory.knobs import MemoryKnobs
 from shared.memory.session import SessionMemory
 from tests.fakes.fake_sessions import FakeCache, FakeTruth
 
-
 HELLO = Message("user", "hello")
 
 

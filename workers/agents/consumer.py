@@ -4,17 +4,24 @@ What the fleet has no use for (mingle, gossip, the 28 queues of delayed delivery
 is the pool's, not the concurrency.
 """
 
+import json
+from functools import partial
 from typing import Any, ClassVar
 
+import amqp
 import structlog
 from celery.worker.consumer.consumer import Consumer
+from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from shared.broker.dead_letters import dead_letter
-from shared.contracts import TASK_PREFIX, parse_headers
+from shared.contracts import CONTENT_TYPE, TASK_PREFIX, parse_headers
 from shared.errors import BadMessage
 
 log = structlog.get_logger()
+
+EVENTS_EVERY_S = 0.25
+EVENTS_BUFFERED = 500
 
 SWITCHED_OFF = {"without_mingle": True, "without_gossip": True}
 
@@ -35,6 +42,16 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         options = {**(kwargs.pop("worker_options", None) or {}), **SWITCHED_OFF}
         super().__init__(*args, worker_options=options, **kwargs)
         self.initial_prefetch_count = min(self.initial_prefetch_count, self.app.fleet_prefetch)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Celery is connected (again): send its events a few times a second, not with every turn of its loop."""
+        super().register_with_event_loop(hub)
+        dispatcher = self.event_dispatcher
+        if dispatcher is not None:
+            publish_unconfirmed(dispatcher.producer.channel)
+            dispatcher.buffer_limit = EVENTS_BUFFERED
+            dispatcher.on_send_buffered = None
+            hub.timer.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """The stock handler behind a check of the message."""
@@ -78,6 +95,21 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         self.refuse(message, f"the body cannot be decoded: {exc}")
 
 
+def publish_unconfirmed(channel: Any) -> None:
+    """Events are for people who look: a confirmation for each would only stop Celery's thread for a round trip."""
+    if isinstance(channel, amqp.Channel):
+        channel.basic_publish = partial(amqp.Channel.basic_publish, channel)
+
+
+class FleetRequest(Request):  # type: ignore[misc]
+    """Hands the body on as `check` has read it, instead of reading it once more in the pool."""
+
+    def __init__(self, message: Any, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self._body = self._payload
+        self._content_type = self._content_encoding = None
+
+
 def check(message: Any, known: Any) -> None:
     """Whether a worker could run this message; agents must also keep the fleet's contract.
 
@@ -94,6 +126,8 @@ def check(message: Any, known: Any) -> None:
             raise BadMessage("headers eta and expires are not supported: use fleet.deadline_at")
         parse_headers(headers)
     try:
+        if message.content_type == CONTENT_TYPE and isinstance(message.body, bytes | str):
+            message._decoded_cache = json.loads(message.body)  # kombu's own JSON reader is five times slower
         payload = message.payload
     except (DecodeError, ContentDisallowed, ValueError) as error:
         raise BadMessage(f"the body is not JSON: {error}") from None

@@ -10,7 +10,7 @@ import structlog
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from shared.contracts import FleetHeader, TaskMessage
-from shared.errors import BadInput, DeadlineSpent, Fenced, FleetError, Permanent
+from shared.errors import DeadlineSpent, Fenced, FleetError, Permanent
 from shared.ledger.runs import Claim, Runs
 from shared.telemetry import metrics
 from workers.agents.agent import Agent
@@ -29,6 +29,9 @@ class Hold(Protocol):
     ports: Ports
     knobs: WorkerKnobs
     running: set[UUID]
+
+    async def back_in_place(self) -> None:
+        """Wait until this worker, fenced just now, has a place in the ledger again."""
 
 
 async def execute(hold: Hold, agent: Agent, task_id: str, args: Any, kwargs: Any, header: Mapping[str, Any]) -> str:
@@ -49,11 +52,7 @@ async def execute(hold: Hold, agent: Agent, task_id: str, args: Any, kwargs: Any
 
 
 async def _claim_and_run(hold: Hold, agent: Agent, message: TaskMessage, delivery: Delivery) -> str:
-    try:
-        claim = await hold.runs.claim(message)
-    except asyncio.CancelledError:
-        await _undo_claim(hold, message)
-        raise
+    claim = await _claim(hold, message)
     if claim is None:
         metrics.TASKS_ENDED.labels(agent.name, "duplicate").inc()
         raise Ignore
@@ -69,6 +68,18 @@ async def _claim_and_run(hold: Hold, agent: Agent, message: TaskMessage, deliver
     return state
 
 
+async def _claim(hold: Hold, message: TaskMessage) -> Claim | None:
+    """Claim, under a new identity should this worker have lost its place meanwhile: the message is still ours."""
+    while True:
+        try:
+            return await hold.runs.claim(message)
+        except Fenced:
+            await hold.back_in_place()
+        except asyncio.CancelledError:
+            await _undo_claim(hold, message)
+            raise
+
+
 async def _undo_claim(hold: Hold, message: TaskMessage) -> None:
     """Cancelled while the claim was being committed: claiming again tells whether it was, so that none stays behind."""
     claim = await hold.runs.claim(message)
@@ -81,7 +92,7 @@ async def _run(hold: Hold, agent: Agent, message: TaskMessage, claim: Claim, del
     run = Run(task_id=message.id, header=message.fleet, attempt=claim.attempt, journal=journal, ports=hold.ports)
     try:
         output = await _limited_agent(hold.knobs, agent, message, run)
-        await _end(hold, run, claim, output)
+        await hold.runs.succeed(claim, output, run.report())
     except Fenced as error:
         _closing_line(agent, "fenced", cause=error.message)
         raise Ignore from None
@@ -111,13 +122,6 @@ async def _limited_agent(knobs: WorkerKnobs, agent: Agent, message: TaskMessage,
         if deadline_at.timestamp() > time.time():
             raise
         raise DeadlineSpent("the deadline passed while the task was running") from None
-
-
-async def _end(hold: Hold, run: Run, claim: Claim, output: Any) -> None:
-    try:
-        await hold.runs.succeed(claim, output, run.report())
-    except TypeError:
-        raise BadInput("the agent's output is not JSON: return plain data") from None
 
 
 async def _cancelled(hold: Hold, agent: Agent, claim: Claim, delivery: Delivery, run: Run) -> None:

@@ -43,20 +43,17 @@ class _SoftLimited:
             timer.cancel()
 
     def _drive(self) -> Generator[Any, Any, Any]:
-        waits_for = self._advance(None)
+        value: Any = None
+        error: BaseException | None = None
         while True:
-            try:
-                value = yield waits_for
-                error: BaseException | None = None
-            except BaseException as raised:  # cancellation included: it is for the work to see, or to be exchanged
-                value, error = None, self._exchanged(raised)
             try:
                 waits_for = self._work.send(value) if error is None else self._work.throw(error)
             except StopIteration as ended:
                 return ended.value
-
-    def _advance(self, value: Any) -> Any:
-        return self._work.send(value)
+            try:
+                value, error = (yield waits_for), None
+            except BaseException as raised:  # cancellation included: it is for the work to see, or to be exchanged
+                value, error = None, self._exchanged(raised)
 
     def _exchanged(self, raised: BaseException) -> BaseException:
         if self._is_due and isinstance(raised, asyncio.CancelledError) and self._task is not None:

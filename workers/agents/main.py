@@ -21,7 +21,7 @@ from shared.retrieval.retriever import Retriever
 from shared.settings import Settings, load, load_room
 from shared.telemetry.logs import setup_logs
 from shared.telemetry.notify import notify
-from workers.agents.hosting import WorkerHost
+from workers.agents.hosting import WorkerHost, settle_memory
 from workers.agents.knobs import WorkerKnobs
 from workers.agents.registration import load_agents, register
 from workers.agents.run import Ports
@@ -81,6 +81,7 @@ def _connect_signals(app: Celery, settings: Settings) -> None:
 
     @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def ready(**_: Any) -> None:
+        settle_memory()
         notify(settings.notify_socket)
 
 

@@ -142,7 +142,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.mailbox = Mailbox()
         self.loop = asyncio.new_event_loop()
         self.deliveries: dict[int, Delivery] = {}
-        self._slots = asyncio.Semaphore(self.limit)
+        self._free = self.limit
         self._arrivals: deque[Delivery] = deque()
         self._is_called = False
         self._is_closing = False
@@ -211,7 +211,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def cancel_all(self, reason: Reason) -> None:
         """End every run; call on the loop."""
         for delivery in list(self.deliveries.values()):
-            delivery.cancel(reason)
+            if delivery.is_accepted or reason != "fenced":  # what is not claimed yet has nothing to lose
+                delivery.cancel(reason)
 
     @property
     def in_flight(self) -> int:
@@ -223,26 +224,28 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _start_arrivals(self) -> None:
         self._is_called = False
-        while self._arrivals:
+        while self._arrivals and self._free > 0 and not self._is_closing:
             delivery = self._arrivals.popleft()
+            self._free -= 1
             delivery.task = self.loop.create_task(self._run(delivery))
 
     async def _run(self, delivery: Delivery) -> None:
         try:
-            async with self._slots:
-                if self._is_closing:
-                    return
-                current_delivery.set(delivery)
-                if self.host.runs_here(delivery.args[0]):
-                    ended = await greenlet_spawn(delivery.target, *delivery.args)
-                else:
-                    delivery.accept()
-                    ended = await asyncio.to_thread(delivery.target, *delivery.args)
+            current_delivery.set(delivery)
+            if self.host.runs_here(delivery.args[0]):
+                ended = await greenlet_spawn(delivery.target, *delivery.args)
+            else:
+                delivery.accept()
+                ended = await asyncio.to_thread(delivery.target, *delivery.args)
             self.mailbox.put(delivery.callback, ended)
         except asyncio.CancelledError:
             self.mailbox.put(delivery.callback, (1, _lost(), 0.0))
         finally:
+            delivery.task = None  # or delivery, task and its context hold one another until the next collection
             self.deliveries.pop(delivery.token, None)
+            self._free += 1
+            if self._arrivals:
+                self._start_arrivals()
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for work on the loop without letting Celery's side stand still."""

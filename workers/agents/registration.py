@@ -33,7 +33,10 @@ def register(app: Celery, agents: Mapping[str, Agent], hold: Hold) -> None:
 
 
 def _add(app: Celery, one: Agent, hold: Hold) -> None:
-    @app.task(name=TASK_PREFIX + one.name, bind=True, typing=False, acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]
+    @app.task(  # type: ignore[untyped-decorator]
+        name=TASK_PREFIX + one.name, Request="workers.agents.consumer:FleetRequest",
+        bind=True, typing=False, acks_late=False, ignore_result=True,
+    )  # fmt: skip
     def body(self: Any, *args: Any, **kwargs: Any) -> Any:
         header = vars(self.request).get("fleet") or {}
         return await_only(execute(hold, one, self.request.id, args, kwargs, header))

@@ -9,6 +9,31 @@ from shared.ledger.rescue import Pulse
 
 
 @dataclass(frozen=True, slots=True)
+class Dispatch:
+    """How many of the due tasks to publish now, and why."""
+
+    limit: int
+    reason: str
+
+
+def dispatch(*, due: int, queued: int, ready: int, batch: int) -> Dispatch:
+    """How many tasks lack a message: a long queue is no reason to publish its tasks again.
+
+    Args:
+        due: Queued tasks whose time to be looked after has come.
+        queued: All queued tasks of the ledger.
+        ready: Messages that wait in the broker's queue.
+        batch: The most that one round publishes.
+    """
+    missing = min(due, queued - ready)
+    if due == 0:
+        return Dispatch(0, "no task is due")
+    if missing <= 0:
+        return Dispatch(0, f"{due} tasks are due, but the queue holds {ready} messages for {queued} queued tasks")
+    return Dispatch(min(missing, batch), f"{missing} of {queued} queued tasks have no message waiting ({ready} do)")
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """One action on one worker, and why."""
 

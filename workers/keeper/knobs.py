@@ -11,7 +11,7 @@ class KeeperKnobs:
     """Seconds between two rounds: also the delay of a task whose message was never sent."""
     publish_batch: int = 500
     """Tasks that one round publishes again at the most."""
-    again_after_s: float = 30.0
+    again_after_s: float = 5.0
     """Seconds until a task that was published again, and still not claimed, is published once more."""
 
     def __post_init__(self) -> None:

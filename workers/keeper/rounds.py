@@ -9,14 +9,15 @@ import structlog
 
 from shared.broker.connection import connect
 from shared.broker.dead_letters import DeadLetter, drain_dead_letters
+from shared.broker.depth import messages_ready
 from shared.broker.knobs import BrokerKnobs
 from shared.broker.publisher import BROKER_ERRORS, Publisher
 from shared.contracts import TaskMessage
 from shared.db.database import Database
 from shared.errors import DatabaseUnavailable, PublishUnconfirmed
 from shared.ledger.knobs import LedgerKnobs
-from shared.ledger.rescue import bury, due, pulses, put_back, record_dead_letter
-from workers.keeper.decisions import judge
+from shared.ledger.rescue import backlog, bury, due, pulses, put_back, record_dead_letter
+from workers.keeper.decisions import dispatch, judge
 from workers.keeper.knobs import KeeperKnobs
 
 log = structlog.get_logger()
@@ -60,12 +61,23 @@ class Rounds:
                 log.warning("keeper.worker_buried", worker=str(decision.worker), runs=taken, reason=decision.reason)
 
     async def _publish_the_due(self) -> None:
-        messages = await due(self._database, limit=self._knobs.publish_batch, again_after_s=self._knobs.again_after_s)
-        if not messages:
+        queued, overdue = await backlog(self._database)
+        if overdue == 0:
             return
+        decision = dispatch(due=overdue, queued=queued, ready=await self._ready(), batch=self._knobs.publish_batch)
+        if decision.limit == 0:
+            return
+        messages = await due(self._database, limit=decision.limit, again_after_s=self._knobs.again_after_s)
         unsent = await self._publish(messages)
         await put_back(self._database, unsent)
-        log.info("keeper.republished", sent=len(messages) - len(unsent), unsent=len(unsent))
+        log.info("keeper.republished", sent=len(messages) - len(unsent), unsent=len(unsent), reason=decision.reason)
+
+    async def _ready(self) -> int:
+        """Messages in the broker's queue; none where the broker does not answer, and the publish will find out."""
+        try:
+            return await asyncio.to_thread(messages_ready, self._broker)
+        except BROKER_ERRORS:
+            return 0
 
     async def _publish(self, messages: list[TaskMessage]) -> list[UUID]:
         sent = await asyncio.gather(

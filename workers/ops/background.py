@@ -20,11 +20,18 @@ from workers.ops.topology import Topology, Wish, build
 class BackgroundSupervisor:
     """The methods of `Supervisor`, blocking. Every error of the supervisor is raised in the caller."""
 
-    def __init__(self, around: Surroundings, topology: Topology, *, on_event: Listener | None = None) -> None:
+    def __init__(
+        self,
+        around: Surroundings,
+        topology: Topology,
+        *,
+        on_event: Listener | None = None,
+        knobs: SupervisorKnobs | None = None,
+    ) -> None:
         self.around = around
         self.topology = topology
         self.env = dict(topology.env)
-        self._supervisor = Supervisor(around.run, privileges=around.privileges, on_event=on_event)
+        self._supervisor = Supervisor(around.run, privileges=around.privileges, on_event=on_event, knobs=knobs)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="supervisor", daemon=True)
 
@@ -132,7 +139,12 @@ class BackgroundSupervisor:
         return self._supervisor.pid(name)
 
     def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        under_way = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return under_way.result()
+        except BaseException:  # Ctrl-C in the caller's thread: what was being started must not go on behind its back
+            under_way.cancel()
+            raise
 
 
 @contextmanager
@@ -153,7 +165,7 @@ def running(
     """
     around = open_site(folder, inherited=inherited, pinned_ports=pinned_ports, project=project, knobs=knobs)
     try:
-        with BackgroundSupervisor(around, build(wish, around=around), on_event=on_event) as servers:
+        with BackgroundSupervisor(around, build(wish, around=around), on_event=on_event, knobs=knobs) as servers:
             servers.up()
             yield servers
     finally:

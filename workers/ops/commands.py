@@ -14,6 +14,7 @@ import typer
 
 from shared.errors import FleetError, Misconfigured
 from workers.ops.census import Identity, is_alive, send
+from workers.ops.door import Door
 from workers.ops.inspection import inspect, supervisor_of
 from workers.ops.run_dir import RunDir
 from workers.ops.screen import Progress, print_fleet, print_json
@@ -32,6 +33,7 @@ Pins = Annotated[list[str] | None, typer.Option("--port", help="Pin a port: NAME
 
 
 def up(
+    context: typer.Context,
     profile: ProfileName = "embedded",
     workers: Workers = 1,
     folder: Folder = Path(".fleet"),
@@ -48,7 +50,9 @@ def up(
             file=sys.stderr,
         )
     else:
-        pinned_ports(port or [])  # refuse before anything starts
+        door: Door = context.obj
+        door.check()  # refuse before anything starts
+        pinned_ports(port or [])
         options = ["--dir", str(run.base), "--profile", profile, "--workers", str(workers)]
         options += [part for pin in port or [] for part in ("--port", pin)]
         options += ["--servers-only"] if servers_only else []
@@ -133,7 +137,9 @@ def _follow(daemon: subprocess.Popen[str], *, progress: Progress) -> None:
         elif "error" in fact:
             _drain(daemon)
             raise _error(fact["error"])
-    raise ServerFailed(f"The supervisor ended with code {daemon.wait()} without saying why.")
+    code = daemon.wait()
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    raise ServerFailed(f"The supervisor {how} before the fleet was ready.")
 
 
 def _lines(stream: IO[str] | None) -> IO[str]:

@@ -1,6 +1,7 @@
 """The detached supervisor: brings a fleet up, tells its starter how that goes, and keeps it running until a signal."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import FleetError
+from shared.errors import FleetError, Misconfigured
+from workers.ops.knobs import SupervisorKnobs
 from workers.ops.opening import open_site
 from workers.ops.spec import Event
 from workers.ops.supervisor import Supervisor
@@ -27,6 +29,7 @@ class Order:
     pinned_ports: Mapping[str, int]
     inherited: Mapping[str, str]
     project: Path
+    knobs: SupervisorKnobs
 
 
 def run(order: Order) -> int:
@@ -36,17 +39,22 @@ def run(order: Order) -> int:
     """
     try:
         around = open_site(
-            order.folder, inherited=order.inherited, pinned_ports=order.pinned_ports, project=order.project
+            order.folder,
+            inherited=order.inherited,
+            pinned_ports=order.pinned_ports,
+            project=order.project,
+            knobs=order.knobs,
         )
     except FleetError as error:
-        _tell({"error": error.as_dict()})
+        tell({"error": error.as_dict()})
         return 1
     try:
         _redirect_errors(around.run.log("supervisor"))
         return asyncio.run(_supervise(order, around=around))
     except FleetError as error:
-        around.run.write_state({**around.run.read_state(), "phase": "failed", "error": error.as_dict()})
-        _tell({"error": error.as_dict()})
+        with contextlib.suppress(Misconfigured):  # the state file may be what failed
+            around.run.write_state({**around.run.read_state(), "phase": "failed", "error": error.as_dict()})
+        tell({"error": error.as_dict()})
         return 1
     finally:
         around.run.close()
@@ -58,7 +66,7 @@ async def _supervise(order: Order, *, around: Surroundings) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     facts = _facts(topology, around=around)
-    supervisor = Supervisor(around.run, privileges=around.privileges, facts=facts, on_event=_report)
+    supervisor = Supervisor(around.run, privileges=around.privileges, facts=facts, on_event=_report, knobs=order.knobs)
     async with supervisor:
         start = asyncio.create_task(supervisor.up(topology.specs))
         stopping = asyncio.create_task(stop.wait())
@@ -67,7 +75,7 @@ async def _supervise(order: Order, *, around: Surroundings) -> int:
             start.result()
             facts["phase"] = "ready"
             supervisor.save()
-            _tell({"phase": "ready"})
+            tell({"phase": "ready"})
             await stopping
         start.cancel()
         await asyncio.gather(start, return_exceptions=True)
@@ -89,10 +97,11 @@ def _facts(topology: Topology, *, around: Surroundings) -> dict[str, Any]:
 
 
 def _report(event: Event) -> None:
-    _tell({"server": event.server, "status": event.status, "reason": event.reason})
+    tell({"server": event.server, "status": event.status, "reason": event.reason})
 
 
-def _tell(fact: Mapping[str, Any]) -> None:
+def tell(fact: Mapping[str, Any]) -> None:
+    """Say one fact to the starter."""
     try:
         print(json.dumps(fact), flush=True)
     except OSError:  # the starter has gone: nobody listens any more, and that is fine

@@ -1,17 +1,26 @@
 """The command line `fleet`: wiring only. Every failure that has a name ends as one sentence, never as a stack trace."""
 
+import io
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.errors import FleetError, Misconfigured
-from workers.ops import commands
-from workers.ops.daemon import Order, run
+from shared.errors import FleetError, Misconfigured, ResultPending
+from shared.settings import load, load_room
+from shared.telemetry.logs import setup_logs
+from workers.ops import commands, demo, schema, submit, tasks
+from workers.ops.daemon import Order, run, tell
+from workers.ops.door import Door
+from workers.ops.knobs import SupervisorKnobs
 from workers.ops.screen import print_error
 from workers.ops.topology import Wish
+
+if TYPE_CHECKING:  # see workers.ops.door
+    from shared.client import FleetClient
 
 app = typer.Typer(
     name="fleet",
@@ -23,7 +32,27 @@ app = typer.Typer(
 app.command()(commands.up)
 app.command()(commands.status)
 app.command()(commands.down)
-# Further commands live in modules of their own beside this one and are registered here: app.command()(demo.demo).
+app.command()(submit.submit)
+app.command()(submit.result)
+app.command()(tasks.tasks)
+app.command()(tasks.task)
+app.command()(schema.schema)
+app.command()(demo.demo)
+
+
+@app.callback()
+def open_door(context: typer.Context) -> None:
+    """Hand every command what it may not fetch itself: the environment, and the way to a fleet."""
+    context.obj = Door(environment=dict(os.environ), check=load, connect=connect)
+
+
+def connect(addresses: Mapping[str, str]) -> "FleetClient":
+    """A client of the environment plus the addresses of a running fleet. Raises: Misconfigured."""
+    from shared.client import FleetClient  # imported here: it takes a second, which `fleet status` need not pay
+
+    setup_logs(style="console", level="ERROR")
+    os.environ.update(addresses)
+    return FleetClient()
 
 
 @app.command(hidden=True)
@@ -36,6 +65,15 @@ def supervise(
     here: Annotated[Path, typer.Option(help="Working folder of workers.")] = Path(),
 ) -> None:
     """Supervise a fleet in the foreground; `fleet up` runs this detached."""
+    try:
+        order = _order(folder, profile=profile, workers=workers, pins=port or [], fleet=not servers_only, here=here)
+    except FleetError as error:
+        tell({"error": error.as_dict()})
+        raise typer.Exit(1) from None
+    raise typer.Exit(run(order))
+
+
+def _order(folder: Path, *, profile: str, workers: int, pins: list[str], fleet: bool, here: Path) -> Order:
     if profile not in ("embedded", "full"):
         raise Misconfigured(f"--profile {profile} is unknown; use embedded or full.")
     inherited = dict(os.environ)  # the one place: children get the caller's environment through this value
@@ -43,21 +81,38 @@ def supervise(
         profile="full" if profile == "full" else "embedded",
         vectors="FLEET_VECTORS_URI" not in inherited,
         model="FLEET_LLM_BASE_URL" not in inherited,
-        fleet=not servers_only,
+        fleet=fleet,
         workers=workers,
     )
-    pins = commands.pinned_ports(port or [])
-    order = Order(folder=folder, wish=wish, pinned_ports=pins, inherited=inherited, project=here.absolute())
-    raise typer.Exit(run(order))
+    return Order(
+        folder=folder,
+        wish=wish,
+        pinned_ports=commands.pinned_ports(pins),
+        inherited=inherited,
+        project=here.absolute(),
+        knobs=load_room("ops", SupervisorKnobs),
+    )
+
+
+def exit_code(error: FleetError) -> int:
+    """1: it failed; 2: the command or a setting is wrong; 3: no result yet."""
+    if isinstance(error, Misconfigured):
+        return 2
+    return 3 if isinstance(error, ResultPending) else 1
 
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal that cannot show a character gets its escape, not an error
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except FleetError as error:
         print_error(error, as_json="--json" in sys.argv)
-        sys.exit(2 if isinstance(error, Misconfigured) else 1)
+        sys.exit(exit_code(error))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class Supervisor:
 
         def cover(child: Child, log: Path) -> None:
             watchdog.cover(child.identity, log=log)
+            self._note()  # its pid, at once
 
         self._watchdog = watchdog
         self._site = Site(
@@ -187,10 +188,13 @@ class Supervisor:
         await server.start()
 
     def _announce(self, event: Event) -> None:
-        with contextlib.suppress(Misconfigured):  # a disk that filled up must not stop the supervision of what runs
-            self.save()
+        self._note()
         if self._on_event is not None:
             self._on_event(event)
+
+    def _note(self) -> None:
+        with contextlib.suppress(Misconfigured):  # a disk that filled up must not stop the supervision of what runs
+            self.save()
 
     def save(self) -> None:
         """Write the state file now. Raises: Misconfigured when it cannot be written."""
