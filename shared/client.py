@@ -364,7 +364,12 @@ class _Portal:
         return self._loop is not None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._started()).result()
+        under_way = asyncio.run_coroutine_threadsafe(work, self._started())
+        try:
+            return under_way.result()
+        except BaseException:  # Ctrl-C in the caller's thread: nobody waits for it any more
+            under_way.cancel()
+            raise
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         loop = self._started()

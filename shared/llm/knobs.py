@@ -20,7 +20,7 @@ class LLMKnobs:
     """Sent as a bearer token, printed nowhere. Local servers accept anything: the default is a word, no secret."""
 
     connect_timeout_s: float = 5.0
-    """Seconds for TCP, again for TLS, and the most to wait for a turn to start when thousands start at once."""
+    """Seconds for TCP and again for TLS; thousands of calls that start at once are let in by turns before it counts."""
 
     read_timeout_s: float = 60.0
     """Seconds of silence on an open connection. A non-streamed answer is silent until it is complete, so this is

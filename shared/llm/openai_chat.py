@@ -28,7 +28,7 @@ class OpenAIChat:
         self._transport = PooledTransport(
             max_connections=knobs.max_connections,
             keepalive_s=knobs.keepalive_s,
-            turn_wait_s=knobs.connect_timeout_s,
+            stall_s=knobs.connect_timeout_s,
             proxy_url=knobs.proxy_url,
         )
         self._client = AsyncOpenAI(

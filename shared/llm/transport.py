@@ -22,7 +22,7 @@ class PooledTransport(httpx2.AsyncBaseTransport):
     """Spreads requests over pools of `POOL_CONNECTIONS`, least busy first, and adds a pool when all are full."""
 
     def __init__(
-        self, *, max_connections: int, keepalive_s: float, turn_wait_s: float, proxy_url: str | None = None
+        self, *, max_connections: int, keepalive_s: float, stall_s: float, proxy_url: str | None = None
     ) -> None:
         self._ssl_context = httpx2.create_ssl_context(trust_env=False)  # once: tens of milliseconds each
         self._limits = httpx2.Limits(
@@ -32,8 +32,7 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         )
         self._proxy_url = proxy_url
         self._max_pools = -(-max_connections // POOL_CONNECTIONS)
-        self._turns = asyncio.Semaphore(STARTS_AT_ONCE)
-        self._turn_wait_s = turn_wait_s
+        self._turns = _Turns(stall_s)
         self._pools: list[httpx2.AsyncHTTPTransport] = []
         self._in_flight: list[int] = []
 
@@ -59,17 +58,9 @@ class PooledTransport(httpx2.AsyncBaseTransport):
 
     @asynccontextmanager
     async def starting(self) -> AsyncIterator[None]:
-        """Wait for a turn to start a request within this block; the turn ends by itself when the request is sent.
-
-        A turn is politeness, not a limit: whoever has waited `turn_wait_s` goes ahead, so that an endpoint that takes
-        no connections delays the calls behind it by no more than that.
-        """
+        """Wait for a turn to start a request within this block; the turn ends when the request is sent."""
         turn = _Turn(self._turns)
-        try:
-            async with asyncio.timeout(self._turn_wait_s):
-                await turn.take()
-        except TimeoutError:
-            pass
+        await turn.take()
         token = _TURN.set(turn)
         try:
             yield
@@ -110,21 +101,47 @@ class _CountedStream(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
-class _Turn:
-    """One place among `STARTS_AT_ONCE`, given back once."""
+class _Turns:
+    """`STARTS_AT_ONCE` places; politeness, not a limit.
 
-    def __init__(self, turns: asyncio.Semaphore) -> None:
+    Whoever has waited `stall_s` while no request at all was sent goes ahead: an endpoint that takes no connections
+    delays the calls behind it by no more than that.
+    """
+
+    def __init__(self, stall_s: float) -> None:
+        self.places = asyncio.Semaphore(STARTS_AT_ONCE)
+        self.stall_s = stall_s
+        self.sent_at = float("-inf")
+
+
+class _Turn:
+    """One place, given back once."""
+
+    def __init__(self, turns: _Turns) -> None:
         self._turns = turns
         self._is_taken = False
 
     async def take(self) -> None:
-        await self._turns.acquire()
-        self._is_taken = True
+        now = asyncio.get_running_loop().time
+        while True:
+            try:
+                async with asyncio.timeout(self._turns.stall_s):
+                    await self._turns.places.acquire()
+            except TimeoutError:
+                if now() - self._turns.sent_at >= self._turns.stall_s:
+                    return
+            else:
+                self._is_taken = True
+                return
+
+    def sent(self) -> None:
+        self._turns.sent_at = asyncio.get_running_loop().time()
+        self.end()
 
     def end(self) -> None:
         if self._is_taken:
             self._is_taken = False
-            self._turns.release()
+            self._turns.places.release()
 
 
 _TURN: ContextVar[_Turn | None] = ContextVar("turn", default=None)
@@ -133,4 +150,4 @@ _TURN: ContextVar[_Turn | None] = ContextVar("turn", default=None)
 async def _end_turn_when_sent(event: str, _facts: dict[str, Any]) -> None:
     """What httpcore tells before and after each thing it does; it runs within the call that it tells about."""
     if event == "http11.send_request_headers.complete" and (turn := _TURN.get()) is not None:
-        turn.end()
+        turn.sent()

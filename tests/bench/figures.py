@@ -1,6 +1,7 @@
 """A measured figure: what was promised, what came out, how a peer did."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -52,5 +53,4 @@ def rounded(value: float | None) -> float | None:
 
 def percentile(samples: Sequence[float], percent: float) -> float:
     """The nearest-rank percentile: a value that was really measured."""
-    ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * percent // 100).__trunc__() - 1))]
+    return sorted(samples)[max(0, math.ceil(len(samples) * percent / 100) - 1)]

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import psycopg
+from celery import Celery
 
 from shared.client import FleetClient
+from shared.contracts import QUEUE
 from tests.bench import gauges, peer
 from workers.ops.background import BackgroundSupervisor, running
 from workers.ops.probes import Notified
@@ -96,6 +98,14 @@ class Site:
         with self._process(spec) as started:
             yield started
 
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
+        """Running workers take nothing from the queue: Celery's own remote control tells them to, and to go on."""
+        control = Celery("bench-control", broker=self.broker_url).control
+        _insist(control.cancel_consumer(QUEUE, reply=True, timeout=5))
+        yield
+        _insist(control.add_consumer(QUEUE, reply=True, timeout=5))
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the producer's loop."""
         return self._runner.run(work)
@@ -144,6 +154,12 @@ PROGRESS = """
     SELECT count(*) FILTER (WHERE state = 'succeeded'), count(*) FILTER (WHERE state = 'failed'),
            extract(epoch FROM min(started_at))::float8, extract(epoch FROM max(finished_at))::float8
     FROM tasks WHERE tenant = %s"""
+
+
+def _insist(replies: Sequence[Mapping[str, Any]]) -> None:
+    """Every worker must have obeyed."""
+    if not replies or not all("ok" in answer for reply in replies for answer in reply.values()):
+        raise BenchFailed(f"a worker did not obey: {replies}")
 
 
 def fresh_tenant(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import traceback
 from collections.abc import AsyncIterator
 
@@ -192,6 +193,22 @@ async def test_more_calls_than_connections_wait_their_turn_and_all_are_answered(
     assert {reply.text for reply in replies} == {"hello"}
     assert len(replies) == len(server.requests) == 100
     await chat.aclose()
+
+
+async def test_an_endpoint_that_takes_no_connections_fails_a_crowd_soon() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        full = [socket.socket() for _ in range(3)]  # what the system still accepts for a listener that never does
+        for one in full:
+            one.setblocking(False)
+            one.connect_ex(deaf.getsockname())
+        chat = OpenAIChat(LLMKnobs(base_url=f"http://127.0.0.1:{deaf.getsockname()[1]}/v1", connect_timeout_s=0.3))
+        started = asyncio.get_running_loop().time()
+        failures = await asyncio.gather(*[chat.chat(QUESTION) for _ in range(100)], return_exceptions=True)
+        assert asyncio.get_running_loop().time() - started < 3.0
+        assert all(isinstance(failure, LLMTimeout) for failure in failures)
+        await chat.aclose()
+        for one in full:
+            one.close()
 
 
 async def test_usage_that_is_missing_is_estimated_and_marked(chat: OpenAIChat, server: ChatServer) -> None:

@@ -1,5 +1,6 @@
 """Session memory over a real PostgreSQL and a real Redis, and what remains of it when Redis dies."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
@@ -13,6 +14,7 @@ from shared.errors import DatabaseUnavailable
 from shared.llm.messages import Message
 from shared.memory.cache import RedisCache, open_redis
 from shared.memory.knobs import MemoryKnobs
+from shared.memory.ports import StoredMessage
 from shared.memory.session import SessionMemory
 from shared.memory.truth import PostgresTruth
 from tests.contract.session_suite import SessionSuite, SessionWorld, says, texts
@@ -133,6 +135,20 @@ async def test_redis_that_hangs_delays_a_task_by_seconds_at_most(
     await memory.append("default", "s1", [HELLO], task_id=uuid4())
     assert time.monotonic() - started < 5.0
     breakable.thaw("redis")
+
+
+async def test_cancelled_call_to_redis_is_cancelled_wherever_it_was(redis: Redis, knobs: MemoryKnobs) -> None:
+    cache = RedisCache(redis, knobs=knobs)
+    stored = [StoredMessage(1, HELLO)]
+    for turns in range(300):
+        call = asyncio.create_task(cache.push("ctx:s1", stored, is_fill=True))
+        for _ in range(turns % 60):
+            await asyncio.sleep(0)
+        if call.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await call
+    await cache.push("ctx:s1", stored, is_fill=True)
+    assert await cache.read("ctx:s1") == tuple(stored)
 
 
 async def test_postgres_out_of_reach_is_said_with_the_error_that_is_tried_again() -> None:

@@ -119,6 +119,30 @@ def test_ctrl_c_stops_what_was_started_without_a_stack_trace(folder: Path) -> No
     assert pids(folder) == []
 
 
+def test_supervisor_killed_in_the_middle_of_a_start_leaves_nothing_and_the_next_start_works(folder: Path) -> None:
+    starting = subprocess.Popen(
+        command(folder, *UP), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    eventually(lambda: pids(folder))
+    processes, supervisor = pids(folder), supervisor_of(RunDir(folder))
+    assert supervisor
+    send(supervisor, signal.SIGKILL)
+    _, said = starting.communicate()
+    assert starting.returncode == 1
+    assert said.endswith("Error: The supervisor was killed by signal 9 before the fleet was ready.\n")
+    assert processes
+    eventually(lambda: not [process for process in processes if is_alive(process)])
+    assert fleet_json(folder, *UP)["healthy"]
+
+
+def test_wrong_knob_is_refused_with_its_variable(folder: Path) -> None:
+    wrong = {**ENVIRONMENT, "FLEET_OPS_FREE_BYTES": "much"}
+    refused = subprocess.run(command(folder, *UP), capture_output=True, text=True, env=wrong, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("Error: FLEET_OPS_FREE_BYTES: ")
+    assert refused.stderr.count("\n") == 1
+
+
 def test_failed_start_is_one_sentence_and_leaves_nothing_running(folder: Path) -> None:
     pinned = fleet(folder, *UP, "--port", "redis=80000")
     assert (pinned.returncode, pinned.stdout) == (2, "")

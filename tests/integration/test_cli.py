@@ -1,0 +1,199 @@
+"""`fleet submit`, `result`, `tasks` and `schema` against a running fleet, as people and scripts meet them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from workers.ops.surroundings import ROOT
+
+WITHOUT_FLEET = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+NOBODY_LISTENS = {
+    "FLEET_DB_URL": "postgresql+psycopg://fleet@127.0.0.1:1/fleet",
+    "FLEET_BROKER_URL": "amqp://guest@127.0.0.1:1//",
+}
+
+
+def fleet(
+    *words: str, here: Path, env: dict[str, str] | None = None, stdin: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.ops.main", *words],
+        cwd=here,
+        env={**WITHOUT_FLEET, "PYTHONPATH": str(ROOT), **(env or {})},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def fleet_json(*words: str, here: Path, stdin: str = "") -> Any:
+    done = fleet(*words, "--json", here=here, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refusal(done: "subprocess.CompletedProcess[str]", *, code: int) -> str:
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.count("\n") == 1, "one sentence"
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def here(run_folder: Callable[[], Path]) -> Iterator[Path]:
+    """A folder in which `fleet up` has started a fleet."""
+    folder = run_folder().parent
+    up = fleet("up", "--profile", "embedded", here=folder)
+    assert up.returncode == 0, up.stderr
+    yield folder
+    assert fleet("down", here=folder).returncode == 0
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Path:
+    """A folder without a fleet."""
+    return tmp_path
+
+
+def test_a_submitted_task_is_waited_for_and_shown_with_its_steps(here: Path) -> None:
+    seen = fleet_json("submit", "chat", "message=Hello", "max_tokens=4", "--session", "s", "--wait", here=here)
+    assert (seen["state"], seen["accepted_by"], seen["attempt"]) == ("succeeded", "ledger", 1)
+    assert seen["output"]["level"] == "L0"
+    assert seen["report"]["output_tokens"] <= 4
+    assert [step["name"] for step in seen["steps"]] == ["recall", "retrieve", "chat", "remember"]
+    assert seen["repeated_steps"] == 0
+
+
+def test_submit_result_tasks_and_task_tell_the_same_story(here: Path) -> None:
+    tenant = uuid4().hex
+    words = ("submit", "chat", "--input", "-", "max_tokens=4", "--tenant", tenant)
+    accepted = fleet_json(*words, here=here, stdin='{"message": "Hello", "max_tokens": 9}')
+    result = fleet_json("result", accepted["id"], here=here)
+    assert result["state"] == "succeeded"
+    assert result["report"]["output_tokens"] <= 4, "a word wins over --input"
+    assert result == fleet_json("task", accepted["id"], here=here) == fleet_json("tasks", accepted["id"], here=here)
+    listed = fleet_json("tasks", "--tenant", tenant, "--agent", "chat", "--state", "succeeded", here=here)
+    assert [one["id"] for one in listed] == [accepted["id"]]
+    assert fleet_json("tasks", "--tenant", tenant, "--state", "failed", here=here) == []
+
+
+def test_people_get_an_id_an_output_and_tables(here: Path) -> None:
+    accepted = fleet("submit", "chat", "message=Hello", "max_tokens=4", here=here)
+    task_id = accepted.stdout.strip()
+    assert f"fleet result {task_id}" in accepted.stderr
+    result = fleet("result", task_id, here=here)
+    assert json.loads(result.stdout)["level"] == "L0"
+    assert "level L0" in result.stderr
+    listed = fleet("tasks", "--limit", "3", here=here)
+    headings = ["id", "agent", "state", "try", "steps", "tokens", "level", "age", "took"]
+    assert listed.stdout.splitlines()[0].split() == headings
+    assert task_id in listed.stdout
+    assert "Repeated completed steps: 0" in fleet("task", task_id, here=here).stdout
+
+
+def test_the_same_key_is_the_same_task(here: Path) -> None:
+    words = ("submit", "chat", "message=Hello", "max_tokens=2", "--key", uuid4().hex)
+    assert fleet_json(*words, here=here)["id"] == fleet_json(*words, here=here)["id"]
+
+
+def test_a_running_fleet_is_found_from_elsewhere_by_its_folder_and_by_the_environment(
+    here: Path, nowhere: Path
+) -> None:
+    assert fleet("tasks", "--dir", str(here / ".fleet"), here=nowhere).returncode == 0
+    addresses = fleet_json("status", here=here)["env"]
+    assert fleet("tasks", here=nowhere, env=addresses).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("submit", "nobody", "a=1"), 1, "no worker offers an agent 'nobody'; there are: chat"),
+        (("submit", "no one"), 1, "agent name 'no one' must start with a letter"),
+        (("submit", "chat"), 1, "'message' is a required property"),
+        (("submit", "chat", "message=x", "mesage=y"), 1, "'mesage' was unexpected"),
+        (("submit", "chat", "message=42"), 1, "field 'message' of agent 'chat': 42 is not of type 'string'"),
+        (("submit", "chat", "message=x", "--tenant", ""), 1, "tenant: string should have at least 1 character"),
+        (("submit", "chat", "hello"), 2, "'hello' is not KEY=VALUE"),
+        (("submit", "chat", "--input", "{message: x}"), 2, "--input is not JSON"),
+        (("submit", "chat", "--input", "[" * 100_000), 2, "--input is not JSON"),
+        (("submit", "chat", "--input", "[1]"), 2, "--input must be a JSON object of named inputs, not list"),
+        (("submit", "chat", "--input", "-"), 2, "standard input is not JSON"),
+        (("result", str(uuid4())), 1, "the ledger has no task"),
+        (("task", str(uuid4())), 1, "the ledger has no task"),
+        (("tasks", "12"), 1, "task id '12' is not a UUID"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(
+    here: Path, words: tuple[str, ...], code: int, sentence: str
+) -> None:
+    assert sentence in refusal(fleet(*words, here=here), code=code)
+
+
+def test_machines_get_a_refusal_as_one_object(here: Path) -> None:
+    error = json.loads(refusal(fleet("submit", "nobody", "--json", here=here), code=1))["error"]
+    assert (error["code"], error["context"]) == ("unknown_agent", {"agent": "nobody"})
+
+
+def test_a_result_that_is_not_ready_in_time_is_exit_code_3(here: Path) -> None:
+    words = ("submit", "chat", "message=Hello", "max_tokens=60", "--wait", "--timeout-s", "0", "--json")
+    error = json.loads(refusal(fleet(*words, here=here), code=3))["error"]
+    assert error["code"] == "result_pending"
+    assert fleet_json("result", error["context"]["task_id"], here=here)["state"] == "succeeded"
+
+
+def test_a_failed_task_is_exit_code_1_with_its_recorded_reason(here: Path) -> None:
+    done = fleet("submit", "chat", "message=Hello", "--deadline-s", "0", "--wait", "--json", here=here)
+    error = json.loads(refusal(done, code=1))["error"]
+    assert (error["code"], error["context"]["error"]["code"]) == ("task_failed", "deadline_spent")
+    shown = fleet("task", error["context"]["task_id"], here=here)
+    assert (shown.returncode, "Error: the deadline passed" in shown.stdout) == (0, True)
+
+
+def test_schema_is_printed_as_it_is_committed(nowhere: Path) -> None:
+    committed = ROOT / "deploy" / "task-message.v1.schema.json"
+    assert fleet("schema", here=nowhere).stdout == committed.read_text("utf-8")
+
+
+@pytest.mark.parametrize("words", [("submit", "chat", "message=x"), ("result", str(uuid4())), ("tasks",)])
+def test_without_a_fleet_the_remedy_is_named(nowhere: Path, words: tuple[str, ...]) -> None:
+    said = refusal(fleet(*words, here=nowhere), code=2)
+    assert said == "Error: No fleet runs here: start one with `fleet up`, or set FLEET_DB_URL and FLEET_BROKER_URL.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("submit", "chat", "message=x"), "the task was not accepted: PostgreSQL does not answer"),
+        (("result", str(uuid4()), "--timeout-s", "0.5"), "PostgreSQL at 127.0.0.1:1 does not answer"),
+        (("tasks",), "PostgreSQL at 127.0.0.1:1 does not answer"),
+    ],
+)
+def test_servers_that_do_not_answer_are_one_sentence(nowhere: Path, words: tuple[str, ...], sentence: str) -> None:
+    assert sentence in refusal(fleet(*words, here=nowhere, env=NOBODY_LISTENS), code=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (("submit", "chat", "message=x"), "FLEET_LEDGER_BATCH_MAX", "abc"),
+        (("tasks",), "FLEET_BROKER_QUEUE_TYPE", "classic"),
+        (("up",), "FLEET_LEDGER_BATCH_MAX", "abc"),
+        (("up",), "FLEET_BROKER_QUEUE_TYPE", "classic"),
+        (("demo",), "FLEET_BROKR_URL", "amqp://127.0.0.1//"),
+    ],
+)
+def test_a_wrong_variable_is_named_before_anything_starts(
+    nowhere: Path, words: tuple[str, ...], name: str, value: str
+) -> None:
+    assert name in refusal(fleet(*words, here=nowhere, env={name: value}), code=2)
+    assert not (nowhere / ".fleet").exists()

@@ -1,0 +1,101 @@
+"""The broker or the database goes away: submits are accepted by the other, and all that was accepted is finished."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from shared.client import FleetClient
+from shared.errors import NotAccepted
+from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.live import eventually
+from workers.ops.background import BackgroundSupervisor
+
+
+@pytest.fixture(scope="module")
+def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+    with fleet_of(1, folder=run_folder(), more=QUICK) as started:
+        yield started
+
+
+@pytest.fixture
+def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
+    client = client_of(fleet)
+    assert client.submit("test.echo", {"text": "before"}).result(60)
+    yield client
+    client.close()
+
+
+def away(fleet: BackgroundSupervisor, *names: str) -> None:
+    """PostgreSQL is killed; RabbitMQ 3.10 is stopped, for it forgets a quorum queue killed within 8 s of its creation."""
+    for name in names:
+        if name == "rabbitmq":
+            fleet.stop(name)
+        else:
+            fleet.suspend(name)
+            fleet.kill(name)
+
+
+def back(fleet: BackgroundSupervisor, *names: str) -> None:
+    for name in names:
+        fleet.resume(name)
+        fleet.start(name)
+
+
+def test_without_the_broker_a_submit_is_accepted_by_the_ledger_and_finished_later(
+    fleet: BackgroundSupervisor, client: FleetClient
+) -> None:
+    away(fleet, "rabbitmq")
+    started = monotonic()
+    tasks = [client.submit("test.echo", {"text": str(number)}) for number in range(20)]
+    print(f"20 submits without a broker: {monotonic() - started:.2f} s")
+    assert {task.accepted_by for task in tasks} == {"ledger"}
+    back(fleet, "rabbitmq")
+    assert [task.result(60)["said"] for task in tasks] == [[str(number)] for number in range(20)]
+    assert {task.status().epoch for task in tasks} == {1}
+
+
+def test_without_the_database_a_submit_is_accepted_by_the_broker_and_finished_later(
+    fleet: BackgroundSupervisor, client: FleetClient
+) -> None:
+    away(fleet, "postgres")
+    tasks = [client.submit("test.echo", {"text": str(number)}, idempotency_key=f"k{number}") for number in range(5)]
+    assert {task.accepted_by for task in tasks} == {"broker"}
+    pid = fleet.pid("worker-1")
+    back(fleet, "postgres")
+    assert [task.result(60)["said"] for task in tasks] == [[str(number)] for number in range(5)]
+    again = client.submit("test.echo", {"text": "0"}, idempotency_key="k0")
+    assert again.id == tasks[0].id
+    assert again.accepted_by == "ledger"
+    assert fleet.pid("worker-1") == pid, "no worker dies with the database"
+
+
+def test_without_both_a_submit_fails_clearly_and_nothing_is_half_done(
+    fleet: BackgroundSupervisor, client: FleetClient
+) -> None:
+    away(fleet, "postgres", "rabbitmq")
+    with pytest.raises(
+        NotAccepted, match=r"the task was not accepted: PostgreSQL .*; and the broker at amqp://guest:\*\*@"
+    ):
+        client.submit("test.echo", {"text": "lost?"}, tenant="nowhere")
+    back(fleet, "postgres", "rabbitmq")
+    assert client.submit("test.echo", {"text": "after"}).result(60)["said"] == ["after"]
+    assert client.tasks(tenant="nowhere") == []
+
+
+def test_a_run_outlives_both_servers(
+    fleet: BackgroundSupervisor, client: FleetClient, run_folder: Callable[[], Path]
+) -> None:
+    folder = run_folder()
+    folder.mkdir()
+    folder.chmod(0o777)
+    diary = folder / "diary"
+    task = client.submit("test.steps", {"count": 4, "step_s": 0.5, "diary": str(diary)})
+    eventually(diary.exists)
+    away(fleet, "rabbitmq")
+    away(fleet, "postgres")
+    back(fleet, "postgres", "rabbitmq")
+    assert task.result(60) == [0, 1, 2, 3]
+    assert task.status().repeated_steps == 0
+    assert diary.read_text().split() == ["0", "1", "2", "3"]
