@@ -225,17 +225,25 @@ class FleetClient:
     async def _asubmit(self, message: TaskMessage) -> SubmittedTask:
         door = self._door()
         await door.catalogue.check(message.agent, message.kwargs)
+        confirmation = self._publish(message)  # at once with the ledger: either alone accepts the task
         try:
             await door.accept(message, redispatch_s=self._settings.ledger.redispatch_s)
         except DatabaseUnavailable as ledger_error:
-            await self._accept_by_broker(message, ledger_error)
+            await self._accept_by_broker(message, confirmation, ledger_error)
             return SubmittedTask(message.id, message.agent, "broker", self)
-        await self._announce(message)
+        await self._confirmed(message, confirmation)
         return SubmittedTask(message.id, message.agent, "ledger", self)
 
-    async def _accept_by_broker(self, message: TaskMessage, ledger_error: FleetError) -> None:
+    def _publish(self, message: TaskMessage) -> "asyncio.Future[None]":
+        confirmation = asyncio.wrap_future(self._publisher.publish(message))
+        confirmation.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard, awaited or not
+        return confirmation
+
+    async def _accept_by_broker(
+        self, message: TaskMessage, confirmation: "asyncio.Future[None]", ledger_error: FleetError
+    ) -> None:
         try:
-            await asyncio.wrap_future(self._publisher.publish(message))
+            await confirmation
         except PublishUnconfirmed as broker_error:
             raise NotAccepted(
                 f"the task was not accepted: {ledger_error.message}; and {broker_error.message}; "
@@ -244,12 +252,12 @@ class FleetClient:
             ) from None
         log.warning("client.accepted_by_broker", task_id=str(message.id), cause=ledger_error.message)
 
-    async def _announce(self, message: TaskMessage) -> None:
-        """Publish a task that the ledger has; a broker that is down costs the keeper's round, not the task."""
-        confirmation = asyncio.wrap_future(self._publisher.publish(message))
+    async def _confirmed(self, message: TaskMessage, confirmation: "asyncio.Future[None]") -> None:
+        """The ledger has the task: a broker that is down costs it the keeper's round, no more."""
         door = self._door()
         try:
-            await asyncio.wait_for(asyncio.shield(confirmation), CONFIRM_WAIT_S)
+            async with asyncio.timeout(CONFIRM_WAIT_S):
+                await asyncio.shield(confirmation)
         except TimeoutError:
             confirmation.add_done_callback(lambda done: door.settle(message.id, done.exception()))
         except PublishUnconfirmed as error:
@@ -266,7 +274,7 @@ class FleetClient:
             await asyncio.sleep(wait_s)
             try:
                 if await state_of(self._door().database, message.id) is not None:
-                    await self._announce(message)
+                    await self._confirmed(message, self._publish(message))
                     return
             except DatabaseUnavailable:
                 return
@@ -367,9 +375,8 @@ class _Portal:
         under_way = asyncio.run_coroutine_threadsafe(work, self._started())
         try:
             return under_way.result()
-        except BaseException:  # Ctrl-C in the caller's thread: nobody waits for it any more
-            under_way.cancel()
-            raise
+        finally:
+            under_way.cancel()  # done, unless Ctrl-C came to the caller's thread: then nobody waits for it any more
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         loop = self._started()

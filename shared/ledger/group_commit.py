@@ -165,7 +165,7 @@ class GroupCommit:
         if self._connection is None:
             self._connection = await self._database.direct()
         rows: dict[Kind, list[str]] = {}
-        for write in batch:
+        for write in sorted(batch, key=lambda one: one.key[1]):  # one order in every batch: no deadlocks between them
             rows.setdefault(write.kind, []).append(write.row)
         kinds = tuple(kind for kind in KINDS if kind in rows)
         parameters: dict[str, Any] = {kind: f"[{','.join(rows[kind])}]" for kind in kinds}

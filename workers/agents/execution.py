@@ -10,7 +10,7 @@ import structlog
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from shared.contracts import FleetHeader, TaskMessage
-from shared.errors import DeadlineSpent, Fenced, FleetError, Permanent
+from shared.errors import BadInput, DeadlineSpent, Fenced, FleetError, Permanent
 from shared.ledger.runs import Claim, Runs
 from shared.telemetry import metrics
 from workers.agents.agent import Agent
@@ -52,7 +52,7 @@ async def execute(hold: Hold, agent: Agent, task_id: str, args: Any, kwargs: Any
 
 
 async def _claim_and_run(hold: Hold, agent: Agent, message: TaskMessage, delivery: Delivery) -> str:
-    claim = await _claim(hold, message)
+    claim = await _claim(hold, message, delivery)
     if claim is None:
         metrics.TASKS_ENDED.labels(agent.name, "duplicate").inc()
         raise Ignore
@@ -68,13 +68,16 @@ async def _claim_and_run(hold: Hold, agent: Agent, message: TaskMessage, deliver
     return state
 
 
-async def _claim(hold: Hold, message: TaskMessage) -> Claim | None:
+async def _claim(hold: Hold, message: TaskMessage, delivery: Delivery) -> Claim | None:
     """Claim, under a new identity should this worker have lost its place meanwhile: the message is still ours."""
     while True:
         try:
             return await hold.runs.claim(message)
         except Fenced:
             await hold.back_in_place()
+        except BadInput:  # PostgreSQL can never store it: acknowledged, and told as this task's failure
+            delivery.accept()
+            raise
         except asyncio.CancelledError:
             await _undo_claim(hold, message)
             raise

@@ -34,7 +34,8 @@ class WorkerHost:
 
     def __init__(
         self, *, database: Database, ledger: LedgerKnobs, knobs: WorkerKnobs, ports: Ports,
-        agents: Mapping[str, Agent], warm_up: Callable[[], Awaitable[Any]] | None = None, clock: Clock | None = None,
+        agents: Mapping[str, Agent], warm_up: Callable[[], Awaitable[Any]] | None = None,
+        close_ports: Callable[[], Awaitable[None]] | None = None, clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self.name = "worker"
         self.knobs = knobs
@@ -45,6 +46,7 @@ class WorkerHost:
         self._ledger = ledger
         self._agents = agents
         self._warm_up = warm_up
+        self._close_ports = close_ports
         self._clock = clock or SystemClock()
         self._pool: TaskPool | None = None
         self._is_draining = False
@@ -103,6 +105,9 @@ class WorkerHost:
                 log.info("worker.stopped", handed_back=handed_back)
         except (DatabaseUnavailable, TimeoutError) as error:
             log.warning("worker.stopped_unheard", cause=str(error) or "PostgreSQL does not answer")
+        if self._close_ports is not None:
+            async with asyncio.timeout(self._ledger.heartbeat_s):
+                await self._close_ports()
 
     def _new_hold(self) -> None:
         self._commit = GroupCommit(self._database, self._ledger, worker=self.worker, when_down="wait")

@@ -1,6 +1,7 @@
 """`celery -A workers.agents.main worker`: settings in, one Celery app out."""
 
 import sys
+from contextlib import AsyncExitStack
 from typing import Any
 
 from celery import Celery
@@ -53,20 +54,23 @@ def build() -> Celery:
 
 def _host(settings: Settings, knobs: WorkerKnobs, agents: Any) -> WorkerHost:
     database = Database(settings.db, application_name="fleet-worker")
-    memory = SessionMemory(
-        PostgresTruth(database.engine),
-        RedisCache(open_redis(settings.memory), knobs=settings.memory),
-        knobs=settings.memory,
-    )
-    embedding = E5Embedding()
-    retriever = Retriever(embedding=embedding, vectors=MilvusVectors(settings.vectors, dimensions=embedding.dimensions))
+    redis, embedding, chat = open_redis(settings.memory), E5Embedding(), OpenAIChat(settings.llm)
+    cache = RedisCache(redis, knobs=settings.memory)
+    memory = SessionMemory(PostgresTruth(database.engine), cache, knobs=settings.memory)
+    vectors = MilvusVectors(settings.vectors, dimensions=embedding.dimensions)
+    retriever = Retriever(embedding=embedding, vectors=vectors)
+    closing = AsyncExitStack()
+    closing.callback(embedding.close)
+    for close in (chat.aclose, redis.aclose, vectors.aclose):
+        closing.push_async_callback(close)
     return WorkerHost(
         database=database,
         ledger=settings.ledger,
         knobs=knobs,
-        ports=Ports(chat=OpenAIChat(settings.llm), retriever=retriever, memory=memory),
+        ports=Ports(chat=chat, retriever=retriever, memory=memory),
         agents=agents,
         warm_up=lambda: ensure_corpus(retriever),
+        close_ports=closing.aclose,
     )
 
 

@@ -50,7 +50,7 @@ def connect(addresses: Mapping[str, str]) -> "FleetClient":
     """A client of the environment plus the addresses of a running fleet. Raises: Misconfigured."""
     from shared.client import FleetClient  # imported here: it takes a second, which `fleet status` need not pay
 
-    setup_logs(style="console", level="ERROR")
+    setup_logs(style="console", level="CRITICAL")  # what goes wrong ends as one sentence, not as log lines before it
     os.environ.update(addresses)
     return FleetClient()
 
