@@ -34,7 +34,6 @@ from shared.contracts import (
     checked_agent_name,
     keyed_task_id,
 )
-from shared.db.database import Database
 from shared.errors import (
     BadInput,
     DatabaseUnavailable,
@@ -44,9 +43,7 @@ from shared.errors import (
     ResultPending,
     TaskFailed,
 )
-from shared.ledger.catalogue import Catalogue
-from shared.ledger.group_commit import GroupCommit
-from shared.ledger.rescue import put_back
+from shared.ledger.intake import Intake
 from shared.ledger.rows import FINISHED, TaskView, accept_statement, refuse_nul, task_row
 from shared.ledger.views import latest, state_of, task_of
 from shared.settings import Settings, load
@@ -57,8 +54,6 @@ Transaction = Session | Connection | AsyncSession | AsyncConnection | scoped_ses
 AcceptedBy = Literal["ledger", "broker", "transaction"]
 T = TypeVar("T")
 
-LEDGER_WAIT_S = 2.0
-"""Seconds a submit waits for PostgreSQL before the broker alone accepts the task."""
 CONFIRM_WAIT_S = 0.5
 """Seconds a submit that the ledger accepted waits for the broker; the keeper publishes what is not confirmed."""
 HOOK_DISPATCH_S = 1.0
@@ -103,7 +98,7 @@ class FleetClient:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or load()
         self._publisher = Publisher(self._settings.broker)
-        self._doors: WeakKeyDictionary[asyncio.AbstractEventLoop, _Door] = WeakKeyDictionary()
+        self._doors: WeakKeyDictionary[asyncio.AbstractEventLoop, Intake] = WeakKeyDictionary()
         self._portal = _Portal()
         self._pid = os.getpid()
 
@@ -303,11 +298,11 @@ class FleetClient:
             await task_of(database, task_id)
         raise ResultPending(f"task {task_id} is {state} after {timeout_s:g} s: ask again later", task_id=str(task_id))
 
-    def _door(self) -> "_Door":
+    def _door(self) -> Intake:
         loop = asyncio.get_running_loop()
         door = self._doors.get(loop)
         if door is None:
-            door = self._doors[loop] = _Door(self._settings)
+            door = self._doors[loop] = Intake(self._settings.db, self._settings.ledger)
         return door
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -319,44 +314,6 @@ class FleetClient:
                 WeakKeyDictionary(),
             )
         return self._portal.run(work)
-
-
-class _Door:
-    """What one event loop needs to reach the ledger."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.database = Database(settings.db, application_name="fleet-client")
-        self.commit = GroupCommit(self.database, settings.ledger, worker=None, when_down="raise")
-        self.catalogue = Catalogue(self.database)
-        self._late: set[asyncio.Task[None]] = set()
-
-    async def accept(self, message: TaskMessage, *, redispatch_s: float) -> None:
-        row = task_row(message) | {"redispatch_s": redispatch_s}
-        key = ("accept", message.id, None, 0)
-        try:
-            async with asyncio.timeout(LEDGER_WAIT_S):
-                await self.commit.write("accept", key, row)
-        except TimeoutError:
-            raise DatabaseUnavailable(f"PostgreSQL did not answer within {LEDGER_WAIT_S:g} s") from None
-
-    def settle(self, task_id: UUID, error: BaseException | None) -> None:
-        """A publish that ended after its submit had returned."""
-        if error is not None:
-            late = asyncio.ensure_future(self.mark_due(task_id, error))
-            self._late.add(late)
-            late.add_done_callback(self._late.discard)
-
-    async def mark_due(self, task_id: UUID, error: BaseException) -> None:
-        log.warning("client.left_to_keeper", task_id=str(task_id), cause=str(error))
-        try:
-            await put_back(self.database, [task_id])
-        except DatabaseUnavailable:
-            log.warning("client.left_to_redispatch", task_id=str(task_id))
-
-    async def close(self) -> None:
-        await asyncio.gather(*self._late, return_exceptions=True)
-        await self.commit.close()
-        await self.database.close()
 
 
 class _Portal:

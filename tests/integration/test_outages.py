@@ -28,7 +28,7 @@ def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
 
 
 def away(fleet: BackgroundSupervisor, *names: str) -> None:
-    """PostgreSQL is killed; RabbitMQ 3.10 is stopped, for it forgets a quorum queue killed within 8 s of its creation."""
+    """PostgreSQL is killed; RabbitMQ stopped: 3.10 forgets a quorum queue killed within 8 s of its creation."""
     for name in names:
         if name == "rabbitmq":
             fleet.stop(name)

@@ -3,6 +3,7 @@
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -56,6 +57,10 @@ def running_on(fleet: BackgroundSupervisor) -> Counter[str]:
     query = "SELECT w.name, count(*) FROM tasks t JOIN workers w ON w.id = t.worker_id GROUP BY w.name"
     with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
         return Counter(dict(connection.execute(query).fetchall()))
+
+
+def is_running_attempt(attempt: int, fleet: BackgroundSupervisor, client: FleetClient) -> bool:
+    return client.tasks(limit=1)[0].attempt == attempt and bool(running_on(fleet))
 
 
 def finished(client: FleetClient, runs: dict[UUID, Path]) -> list[TaskView]:
@@ -137,7 +142,7 @@ def test_a_task_whose_every_worker_dies_fails_with_the_reason(run_folder: Callab
         client = client_of(fleet)
         task = client.submit("test.sleep", {"seconds": 600}, max_attempts=2)
         for attempt in (1, 2):
-            eventually(lambda attempt=attempt: client.tasks(limit=1)[0].attempt == attempt and running_on(fleet))
+            eventually(partial(is_running_attempt, attempt, fleet, client))
             fleet.kill("worker-1", signal.SIGKILL)
         eventually(lambda: client.status(task.id).is_finished)
         view = client.status(task.id)
