@@ -12,8 +12,7 @@ of the client's own, so there is one implementation.
 
 import asyncio
 import os
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
@@ -46,6 +45,7 @@ from shared.errors import (
 from shared.ledger.intake import Intake
 from shared.ledger.rows import FINISHED, TaskView, accept_statement, refuse_nul, task_row
 from shared.ledger.views import latest, state_of, task_of
+from shared.resilience.portal import Portal
 from shared.settings import Settings, load
 
 log = structlog.get_logger()
@@ -99,7 +99,7 @@ class FleetClient:
         self._settings = settings or load()
         self._publisher = Publisher(self._settings.broker)
         self._doors: WeakKeyDictionary[asyncio.AbstractEventLoop, Intake] = WeakKeyDictionary()
-        self._portal = _Portal()
+        self._portal = Portal()
         self._pid = os.getpid()
 
     def submit(
@@ -310,49 +310,10 @@ class FleetClient:
             self._pid = os.getpid()
             self._publisher, self._portal, self._doors = (
                 Publisher(self._settings.broker),
-                _Portal(),
+                Portal(),
                 WeakKeyDictionary(),
             )
         return self._portal.run(work)
-
-
-class _Portal:
-    """A loop in a thread of its own, for callers that have none."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def is_running(self) -> bool:
-        return self._loop is not None
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        under_way = asyncio.run_coroutine_threadsafe(work, self._started())
-        try:
-            return under_way.result()
-        finally:
-            under_way.cancel()  # done, unless Ctrl-C came to the caller's thread: then nobody waits for it any more
-
-    def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
-        loop = self._started()
-        loop.call_soon_threadsafe(lambda: asyncio.ensure_future(work(), loop=loop))
-
-    def stop(self) -> None:
-        loop, self._loop = self._loop, None
-        if loop is not None and self._thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            loop.close()
-
-    def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="fleet-client", daemon=True)
-                self._thread.start()
-            return self._loop
 
 
 def _uuid(task_id: UUID | str) -> UUID:

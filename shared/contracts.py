@@ -115,7 +115,7 @@ class TaskMessage:
         embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
         try:
             return json.dumps([list(self.args), dict(self.kwargs), embed], allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise BadInput(f"the input of agent {self.agent!r} is not JSON: {error}", agent=self.agent) from None
 
 
@@ -152,7 +152,7 @@ def parse(headers: Mapping[str, Any] | None, body: bytes | str) -> TaskMessage:
     fields = parse_headers(headers)
     try:
         args, kwargs, _embed = json.loads(body)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise BadMessage("the body is not JSON of the form [args, kwargs, embed]") from None
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise BadMessage("the body must be [array of inputs, object of inputs, embed]")

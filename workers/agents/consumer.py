@@ -129,7 +129,7 @@ def check(message: Any, known: Any) -> None:
         if message.content_type == CONTENT_TYPE and isinstance(message.body, bytes | str):
             message._decoded_cache = json.loads(message.body)  # kombu's own JSON reader is five times slower
         payload = message.payload
-    except (DecodeError, ContentDisallowed, ValueError) as error:
+    except (DecodeError, ContentDisallowed, ValueError, RecursionError) as error:
         raise BadMessage(f"the body is not JSON: {error}") from None
     if not (
         isinstance(payload, list)

@@ -1,0 +1,66 @@
+"""An event loop in a thread of its own, for callers that have none."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CANCELLED_WITHIN_S = 2.0
+"""Seconds that work whose caller was interrupted gets to put things back, before its loop may stop."""
+
+
+class Portal:
+    """Starts its thread at the first call; safe from any thread."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a loop."""
+        return self._loop is not None
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end and return its result; Ctrl-C in the caller's thread cancels it.
+
+        Raises: what the coroutine raises.
+        """
+        ended = threading.Event()
+
+        async def to_its_end() -> T:
+            try:
+                return await work
+            finally:
+                ended.set()
+
+        under_way = asyncio.run_coroutine_threadsafe(to_its_end(), self._started())
+        try:
+            return under_way.result()
+        finally:
+            if under_way.cancel():  # it was still running: nobody waits for it any more
+                ended.wait(CANCELLED_WITHIN_S)
+
+    def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Start work that nobody waits for."""
+        loop = self._started()
+        loop.call_soon_threadsafe(lambda: asyncio.ensure_future(work(), loop=loop))
+
+    def stop(self) -> None:
+        """End the loop and its thread; the next call starts new ones."""
+        loop, self._loop = self._loop, None
+        if loop is not None and self._thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="fleet-client", daemon=True)
+                self._thread.start()
+            return self._loop

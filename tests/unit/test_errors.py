@@ -1,0 +1,36 @@
+"""Errors as the ledger and the command line show them."""
+
+import pytest
+
+from shared import errors
+from shared.errors import BadInput, FleetError, LLMRateLimited, Permanent, Transient
+
+
+def every_error(kind: type[FleetError] = FleetError) -> list[type[FleetError]]:
+    return [kind, *(one for child in kind.__subclasses__() for one in every_error(child))]
+
+
+def test_an_error_is_shown_with_its_code_its_sentence_and_its_facts() -> None:
+    shown = BadInput("text: too long", field="text", length=7).as_dict()
+    assert shown == {"code": "bad_input", "message": "text: too long", "context": {"field": "text", "length": 7}}
+
+
+def test_an_error_without_facts_shows_none() -> None:
+    assert Permanent("no").as_dict() == {"code": "permanent", "message": "no"}
+
+
+def test_a_transient_error_may_say_when_to_come_back() -> None:
+    assert LLMRateLimited("slow down", retry_after_s=2.5, endpoint="e").retry_after_s == 2.5
+    assert Transient("later").retry_after_s is None
+
+
+def test_every_error_has_a_code_of_its_own_and_a_line_in_the_tree() -> None:
+    tree = errors.__doc__ or ""
+    kinds = every_error()
+    assert len({kind.code for kind in kinds}) == len(kinds)
+    assert [kind.__name__ for kind in kinds if kind.__name__ not in tree] == []
+
+
+@pytest.mark.parametrize("kind", [one for one in every_error() if one is not FleetError])
+def test_every_error_is_worth_a_retry_or_not_and_never_both(kind: type[FleetError]) -> None:
+    assert issubclass(kind, Transient) + issubclass(kind, Permanent) + issubclass(kind, errors.Misconfigured) == 1

@@ -1,0 +1,52 @@
+"""The loop of callers that have none: results, errors, and an interruption that leaves nothing behind."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from shared.resilience.portal import Portal
+
+
+@pytest.fixture
+def portal() -> Iterator[Portal]:
+    opened = Portal()
+    yield opened
+    opened.stop()
+
+
+def test_results_and_errors_come_back_to_the_caller(portal: Portal) -> None:
+    async def halved(number: int) -> int:
+        return number // (number % 2 == 0)
+
+    assert portal.run(halved(4)) == 4
+    with pytest.raises(ZeroDivisionError):
+        portal.run(halved(3))
+
+
+def test_an_interrupted_caller_cancels_its_work_and_waits_until_it_has_put_things_back(portal: Portal) -> None:
+    story = []
+
+    async def work() -> None:
+        signal.raise_signal(signal.SIGINT)  # Python hands it to the main thread, which waits for this very work
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            story.append("put back")
+
+    with pytest.raises(KeyboardInterrupt):
+        portal.run(work())
+    assert story == ["put back"]
+
+
+def test_a_stopped_portal_leaves_no_thread_and_starts_again(portal: Portal) -> None:
+    async def nothing() -> None: ...
+
+    before = threading.active_count()
+    portal.run(nothing())
+    portal.stop()
+    assert (portal.is_running, threading.active_count()) == (False, before)
+    portal.run(nothing())
