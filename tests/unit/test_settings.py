@@ -15,7 +15,7 @@ DIFFERENT: dict[str, str] = {
     "FLEET_BROKER_URL": "amqps://h//",
     "FLEET_BROKER_QUEUE_TYPE": "quorum",
     "FLEET_BROKER_CONFIRM_PUBLISH": "true",
-    "FLEET_LEDGER_DEAD_AFTER_S": "99",
+    "FLEET_LEDGER_DEAD_AFTER_S": "99.5",
     "FLEET_LLM_BASE_URL": "https://h/v1",
     "FLEET_LLM_MAX_TOKENS_FIELD": "max_completion_tokens",
     "FLEET_LLM_PROXY_URL": "http://p:3128",

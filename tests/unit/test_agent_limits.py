@@ -1,0 +1,226 @@
+"""Time limits on a loop whose time belongs to the test: the soft one surfaces inside, the hard one ends the work."""
+
+import asyncio
+import selectors
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+
+from workers.agents.limits import limited
+
+
+class HandSelector(selectors.DefaultSelector):
+    """Nothing ever happens outside: waiting moves the loop's clock and takes no time."""
+
+    seconds = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        found = super().select(0)
+        if not found and timeout:
+            self.seconds += timeout
+        return found
+
+
+class HandLoop(asyncio.SelectorEventLoop):
+    """A loop whose hours pass at once."""
+
+    def __init__(self) -> None:
+        self._hand = HandSelector()
+        super().__init__(self._hand)
+
+    def time(self) -> float:
+        return self._hand.seconds
+
+
+def at_once(main: Coroutine[Any, Any, Any]) -> Any:
+    """Run to the end in the loop's own time."""
+    with asyncio.Runner(loop_factory=HandLoop) as runner:
+        return runner.run(main)
+
+
+def now() -> float:
+    return round(asyncio.get_running_loop().time(), 3)
+
+
+async def value_after(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "value"
+
+
+async def tidy() -> tuple[str, float]:
+    """Notice the soft limit and end well."""
+    try:
+        await asyncio.sleep(999)
+    except SoftTimeLimitExceeded:
+        await asyncio.sleep(1)
+        return "tidied up", now()
+    return "slept through", now()
+
+
+async def stubborn() -> str:
+    """Ignore the soft limit."""
+    for _ in range(2):
+        try:
+            await asyncio.sleep(999)
+        except SoftTimeLimitExceeded:
+            continue
+    return "slept through"
+
+
+def test_work_that_ends_in_time_gives_its_value() -> None:
+    assert at_once(limited(value_after(9), soft_s=10, hard_s=20)) == "value"
+
+
+def test_no_cancellation_is_left_behind_by_a_limit_that_was_not_reached() -> None:
+    async def main() -> float:
+        await limited(value_after(9), soft_s=10, hard_s=20)
+        await asyncio.sleep(100)
+        return now()
+
+    assert at_once(main()) == 109
+
+
+def test_the_soft_limit_surfaces_inside_where_the_work_may_tidy_up() -> None:
+    assert at_once(limited(tidy(), soft_s=10, hard_s=20)) == ("tidied up", 11)
+
+
+def test_the_soft_limit_ends_work_that_does_not_handle_it() -> None:
+    async def main() -> float:
+        with pytest.raises(SoftTimeLimitExceeded):
+            await limited(value_after(99), soft_s=10, hard_s=20)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0, "the caller is not cancelled"
+        return now()
+
+    assert at_once(main()) == 10
+
+
+def test_the_hard_limit_ends_work_that_ignores_the_soft_one() -> None:
+    async def main() -> float:
+        with pytest.raises(TimeLimitExceeded):
+            await limited(stubborn(), soft_s=10, hard_s=20)
+        return now()
+
+    assert at_once(main()) == 20
+
+
+def test_the_soft_limit_surfaces_once() -> None:
+    surfaced = []
+
+    async def counts() -> None:
+        while True:
+            try:
+                await asyncio.sleep(999)
+            except SoftTimeLimitExceeded:
+                surfaced.append(now())
+
+    with pytest.raises(TimeLimitExceeded):
+        at_once(limited(counts(), soft_s=10, hard_s=500))
+    assert surfaced == [10]
+
+
+def test_work_that_never_suspends_gives_its_value_however_long_it_takes() -> None:
+    async def busy() -> str:
+        time.sleep(0.01)
+        return "value"
+
+    async def main() -> str:
+        return str(await limited(busy(), soft_s=0.001, hard_s=0.002))
+
+    assert asyncio.run(main()) == "value"
+
+
+def test_work_that_was_too_busy_for_its_limit_learns_of_it_at_its_next_await() -> None:
+    async def busy() -> str:
+        await asyncio.sleep(0)
+        time.sleep(0.01)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return "value"
+
+    async def main() -> None:
+        await limited(busy(), soft_s=0.001, hard_s=60)
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [ValueError("own"), TimeoutError("own"), SoftTimeLimitExceeded("own")])
+def test_what_the_work_raises_passes(error: Exception) -> None:
+    async def fails() -> None:
+        await asyncio.sleep(1)
+        raise error
+
+    with pytest.raises(type(error), match="own"):
+        at_once(limited(fails(), soft_s=10, hard_s=20))
+
+
+def test_a_timeout_of_the_works_own_stays_its_own() -> None:
+    async def patient() -> str:
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.sleep(999)
+        except TimeoutError:
+            return "mine"
+        return "none"
+
+    assert at_once(limited(patient(), soft_s=10, hard_s=20)) == "mine"
+
+
+async def cancelled_at(
+    seconds: float, work: Callable[[], Coroutine[Any, Any, Any]], *, soft_s: float = 10, hard_s: float = 20
+) -> Awaitable[Any]:
+    task = asyncio.create_task(limited(work(), soft_s=soft_s, hard_s=hard_s))
+    asyncio.get_running_loop().call_at(seconds, task.cancel)
+    await asyncio.wait({task})
+    return task
+
+
+def test_a_cancellation_from_outside_passes_through_as_itself() -> None:
+    for work in (stubborn, tidy, lambda: value_after(99)):
+        task: Any = at_once(cancelled_at(5, work))
+        assert task.cancelled()
+
+
+def test_a_cancellation_from_outside_passes_after_the_soft_limit_too() -> None:
+    task: Any = at_once(cancelled_at(15, stubborn))
+    assert task.cancelled()
+
+
+def test_work_sees_a_cancellation_from_outside_and_may_tidy_up() -> None:
+    seen = []
+
+    async def careful() -> None:
+        try:
+            await asyncio.sleep(999)
+        except asyncio.CancelledError:
+            seen.append(now())
+            raise
+
+    task: Any = at_once(cancelled_at(5, careful))
+    assert (task.cancelled(), seen) == (True, [5])
+
+
+def test_work_with_tasks_of_its_own_gets_the_soft_limit_and_they_are_cancelled() -> None:
+    ends = []
+
+    async def part() -> None:
+        try:
+            await asyncio.sleep(999)
+        except asyncio.CancelledError:
+            ends.append(now())
+            raise
+
+    async def both() -> str:
+        try:
+            await asyncio.gather(part(), part())
+        except SoftTimeLimitExceeded:
+            return "tidied up"
+        return "slept through"
+
+    assert at_once(limited(both(), soft_s=10, hard_s=20)) == "tidied up"
+    assert ends == [10, 10]

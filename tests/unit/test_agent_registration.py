@@ -1,0 +1,163 @@
+"""From a signature to checked inputs, and what cannot be an agent."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.errors import BadInput, Misconfigured
+from workers.agents.agent import AGENTS, TOOLS, Agent, agent, tool
+from workers.agents.registration import load_agents
+
+
+class Order(BaseModel):
+    """One model as the whole input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item: str
+    count: Annotated[int, Field(ge=1)] = 1
+
+
+@pytest.fixture(autouse=True)
+def own_names() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    before = dict(AGENTS), dict(TOOLS)
+    yield
+    for registry, kept in zip((AGENTS, TOOLS), before, strict=True):
+        registry.clear()
+        registry.update(kept)  # type: ignore[arg-type]
+
+
+def made(function: Any, **options: Any) -> Agent:
+    agent("t", **options)(function)
+    return AGENTS["t"]
+
+
+async def greet(run: Any, name: str, times: int = 1, tags: list[str] | None = None) -> Any:
+    return [run, name, times, tags]
+
+
+async def buy(run: Any, order: Order) -> Any:
+    return order
+
+
+async def nothing(run: Any) -> str:
+    return "done"
+
+
+def test_the_function_stays_an_ordinary_function() -> None:
+    assert agent("t", soft_limit_s=1, hard_limit_s=2)(greet) is greet
+    one = AGENTS["t"]
+    assert (one.name, one.function, one.soft_limit_s, one.hard_limit_s) == ("t", greet, 1, 2)
+
+
+async def test_inputs_are_named_bound_by_place_and_defaulted() -> None:
+    one = made(greet)
+    assert await one("run", one.inputs.check((), {"name": "a"})) == ["run", "a", 1, None]
+    assert await one("run", one.inputs.check(("a", 2), {"tags": ["x"]})) == ["run", "a", 2, ["x"]]
+
+
+async def test_a_json_number_in_text_is_converted_as_pydantic_does() -> None:
+    assert made(greet).inputs.check((), {"name": "a", "times": "3"})["times"] == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "told"),
+    [
+        ((), {}, "agent 't': name: field required"),
+        ((), {"name": 5}, "agent 't': name: input should be a valid string"),
+        ((), {"name": "a", "times": "x"}, "agent 't': times: input should be a valid integer"),
+        ((), {"name": "a", "tags": ["b", 1]}, "agent 't': tags.1: input should be a valid string"),
+        ((), {"name": "a", "nmae": "b"}, "agent 't': nmae: extra inputs are not permitted"),
+        (("a", 1, None, 4), {}, "agent 't' takes 3 inputs, got 4 positional ones"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused_by_its_name(args: Any, kwargs: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        made(greet).inputs.check(args, kwargs)
+    assert caught.value.message.startswith(told)
+
+
+async def test_one_model_is_the_whole_input() -> None:
+    one = made(buy)
+    assert await one("run", one.inputs.check((), {"item": "tea"})) == Order(item="tea", count=1)
+    assert await one("run", one.inputs.check(("tea", 2), {})) == Order(item="tea", count=2)
+    with pytest.raises(BadInput, match="^agent 't': count: input should be greater than or equal to 1"):
+        one.inputs.check((), {"item": "tea", "count": 0})
+
+
+async def test_an_agent_without_inputs_takes_none() -> None:
+    one = made(nothing)
+    assert await one("run", one.inputs.check((), {})) == "done"
+    with pytest.raises(BadInput, match="takes 0 inputs, got 1"):
+        one.inputs.check((1,), {})
+
+
+def test_producers_are_told_the_schema_of_the_inputs() -> None:
+    schema = made(greet).inputs.schema()
+    assert schema["required"] == ["name"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["times"] == {"type": "integer", "default": 1, "title": "Times"}
+    assert made_order_schema() == Order.model_json_schema()
+
+
+def made_order_schema() -> dict[str, Any]:
+    agent("u")(buy)
+    return AGENTS["u"].inputs.schema()
+
+
+def test_a_name_taken_twice_is_refused_with_both_places() -> None:
+    agent("t")(greet)
+    with pytest.raises(Misconfigured, match=r"two agents are named 't': \S+\.greet and \S+\.buy$"):
+        agent("t")(buy)
+    agent("t")(greet)
+    tool("t")(print_it)
+    with pytest.raises(Misconfigured, match=r"two tools are named 't': \S+\.print_it and \S+\.undocumented$"):
+        tool("t")(undocumented)
+
+
+def print_it(what: str) -> None:
+    """Print something."""
+
+
+def undocumented(what: str) -> None: ...
+
+
+def test_a_function_that_is_not_async_is_no_agent() -> None:
+    with pytest.raises(Misconfigured, match="agent 't' must be an `async def` function"):
+        agent("t")(lambda run: None)  # type: ignore[arg-type,return-value]
+
+
+async def untyped(run, text): ...  # type: ignore[no-untyped-def]  # noqa: ANN001
+
+
+async def starred(run: Any, *texts: str) -> None: ...
+
+
+async def keyed(run: Any, **texts: str) -> None: ...
+
+
+@pytest.mark.parametrize(("function", "name"), [(untyped, "text"), (starred, "texts"), (keyed, "texts")])
+def test_inputs_need_types_and_names(function: Any, name: str) -> None:
+    with pytest.raises(Misconfigured, match=f"parameter '{name}' needs a type and must not be"):
+        agent("t")(function)
+    assert "t" not in AGENTS
+
+
+def test_a_name_that_no_queue_could_carry_is_refused() -> None:
+    with pytest.raises(BadInput, match="agent name 'My Agent' must start with a letter"):
+        agent("My Agent")(greet)
+
+
+def test_a_tool_tells_a_model_its_docstring_or_at_least_its_name() -> None:
+    tool("said")(print_it)
+    tool("unsaid")(undocumented)
+    assert (TOOLS["said"].description, TOOLS["unsaid"].description) == ("Print something.", "unsaid")
+
+
+def test_a_module_that_cannot_be_imported_is_named_with_its_variable() -> None:
+    with pytest.raises(Misconfigured, match="^FLEET_AGENTS: cannot import 'no.such.module'"):
+        load_agents(["no.such.module"])
+    assert "chat" in load_agents(["workers.agents.chat"])

@@ -1,0 +1,93 @@
+"""A task as a row: whether it comes from a producer, a message or the table, it is the same task."""
+
+import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Row
+from sqlalchemy.dialects import postgresql
+
+from shared.contracts import FleetHeader, TaskMessage, keyed_task_id
+from shared.errors import BadInput
+from shared.ledger.rows import StepView, TaskView, accept_statement, message_of, refuse_nul, task_row
+
+AT = datetime(2031, 1, 1, tzinfo=UTC)
+MESSAGE = TaskMessage(
+    "chat",
+    {"message": "hi"},
+    (1,),
+    keyed_task_id("acme", "k"),
+    FleetHeader(tenant="acme", session="s", idempotency_key="k", deadline_at=AT, max_attempts=5),
+)
+
+
+def stored(row: dict[str, Any]) -> Row[Any]:
+    """The row as the database would give it back."""
+    typed = {"id": UUID(row["id"]), "deadline_at": row["deadline_at"] and datetime.fromisoformat(row["deadline_at"])}
+    return cast(Row[Any], SimpleNamespace(**{**row, **typed}))
+
+
+def view(**changes: Any) -> TaskView:
+    given: dict[str, Any] = {
+        "id": MESSAGE.id, "tenant": "t", "agent": "a", "session": None, "state": "running", "attempt": 1, "epoch": 1,
+        "output": None, "error": None, "report": None, "created_at": AT, "started_at": None, "finished_at": None,
+    }  # fmt: skip
+    return TaskView(**given | changes)
+
+
+def step(repeats: int, executions: int = 1) -> StepView:
+    return StepView("s", 0, "step", "done", executions, repeats, AT, AT, None)
+
+
+@pytest.mark.parametrize("message", [MESSAGE, TaskMessage("a")], ids=["full", "bare"])
+def test_a_row_is_json_and_gives_the_message_back(message: TaskMessage) -> None:
+    row = json.loads(json.dumps(task_row(message)))
+    assert message_of(stored(row)) == message
+
+
+def test_a_row_has_the_ledgers_columns() -> None:
+    assert task_row(MESSAGE) == {
+        "id": str(MESSAGE.id),
+        "tenant": "acme",
+        "agent": "chat",
+        "session_id": "s",
+        "idempotency_key": "k",
+        "input": {"args": [1], "kwargs": {"message": "hi"}},
+        "max_attempts": 5,
+        "deadline_at": AT.isoformat(),
+    }
+
+
+@pytest.mark.parametrize("given", [{"a": "x\x00y"}, {"x\x00": 1}, {"a": [{"b": ["\x00"]}]}])
+def test_a_character_that_postgresql_cannot_store_is_refused_at_the_door(given: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match=r"the input holds the character U\+0000"):
+        refuse_nul(task_row(TaskMessage("a", given)))
+    with pytest.raises(BadInput):
+        accept_statement(TaskMessage("a", given), dispatch_after_s=1)
+
+
+@pytest.mark.parametrize("given", [{}, {"a": "\x01\ud83d\ude00é\n\t\\"}, {"a": "u0000"}])
+def test_any_other_text_passes(given: dict[str, Any]) -> None:
+    refuse_nul(task_row(TaskMessage("a", given)))
+
+
+def test_accepting_a_task_twice_is_accepting_it_once() -> None:
+    sql = str(accept_statement(MESSAGE, dispatch_after_s=1.5).compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+    assert sql.startswith("INSERT INTO tasks (id, tenant, agent, session_id, idempotency_key, input")
+    assert sql.rstrip().endswith("ON CONFLICT DO NOTHING")
+    assert "now() + make_interval(" in sql
+
+
+@pytest.mark.parametrize(
+    ("state", "is_finished"), [("queued", False), ("running", False), ("succeeded", True), ("failed", True)]
+)
+def test_a_task_is_finished_when_it_succeeded_or_failed(state: str, is_finished: bool) -> None:
+    assert view(state=state).is_finished is is_finished
+
+
+def test_a_step_in_doubt_is_not_counted_as_repeated() -> None:
+    assert view(steps=(step(0, executions=3), step(0))).repeated_steps == 0
+    assert view(steps=(step(1, executions=2), step(2, executions=3))).repeated_steps == 3
