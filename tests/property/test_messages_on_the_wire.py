@@ -17,7 +17,7 @@ values = st.recursive(
 )
 inputs = st.dictionaries(st.text(max_size=20), values, max_size=5)
 names = st.from_regex(r"[a-z][a-z0-9_.-]{0,98}", fullmatch=True)
-labels = st.text(min_size=1, max_size=200)
+labels = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1, max_size=200)
 fleets = st.builds(
     FleetHeader,
     tenant=labels,
@@ -27,6 +27,14 @@ fleets = st.builds(
 )
 messages = st.builds(TaskMessage, names, inputs, st.lists(values, max_size=3).map(tuple), st.uuids(), fleets)
 validator = Draft202012Validator(message_schema())
+
+
+def refusal(headers: dict[str, Any], body: bytes) -> str | None:
+    try:
+        parse(headers, body)
+    except BadMessage as error:
+        return error.message
+    return None
 
 
 @given(messages)
@@ -45,20 +53,16 @@ def test_headers_depend_on_the_names_of_inputs_and_never_on_their_values(kwargs:
 
 @given(st.binary(max_size=200) | values.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_read_or_refused(body: bytes) -> None:
-    try:
-        parse({"task": "agents.a", "id": "00000000-0000-4000-8000-000000000000"}, body)
-    except BadMessage as error:
-        assert error.message.startswith("the body")
+    told = refusal({"task": "agents.a", "id": "00000000-0000-4000-8000-000000000000"}, body)
+    assert told is None or told.startswith("the body")
 
 
 @given(st.dictionaries(st.sampled_from(["task", "id", "fleet", "lang"]), values))
 def test_any_headers_are_read_or_refused_in_one_sentence(headers: dict[str, Any]) -> None:
-    try:
-        parse(headers, b"[[], {}, null]")
-    except BadMessage as error:
-        assert ": " in error.message and "\n" not in error.message
+    told = refusal(headers, b"[[], {}, null]")
+    assert told is None or (": " in told and "\n" not in told)
 
 
 @given(labels, labels, labels, labels)
 def test_two_keys_share_a_task_only_when_tenant_and_key_are_equal(a: str, b: str, c: str, d: str) -> None:
-    assert (keyed_task_id(a, b) == keyed_task_id(c, d)) == ((a, b) == (c, d)) or "\x00" in a + b + c + d
+    assert (keyed_task_id(a, b) == keyed_task_id(c, d)) == ((a, b) == (c, d))

@@ -23,11 +23,12 @@ class Order(BaseModel):
 @pytest.fixture(autouse=True)
 def own_names() -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    before = dict(AGENTS), dict(TOOLS)
+    agents, tools = dict(AGENTS), dict(TOOLS)
     yield
-    for registry, kept in zip((AGENTS, TOOLS), before, strict=True):
-        registry.clear()
-        registry.update(kept)  # type: ignore[arg-type]
+    AGENTS.clear()
+    AGENTS.update(agents)
+    TOOLS.clear()
+    TOOLS.update(tools)
 
 
 def made(function: Any, **options: Any) -> Agent:
@@ -84,7 +85,7 @@ async def test_one_model_is_the_whole_input() -> None:
     one = made(buy)
     assert await one("run", one.inputs.check((), {"item": "tea"})) == Order(item="tea", count=1)
     assert await one("run", one.inputs.check(("tea", 2), {})) == Order(item="tea", count=2)
-    with pytest.raises(BadInput, match="^agent 't': count: input should be greater than or equal to 1"):
+    with pytest.raises(BadInput, match=r"^agent 't': count: input should be greater than or equal to 1"):
         one.inputs.check((), {"item": "tea", "count": 0})
 
 
@@ -130,7 +131,7 @@ def test_a_function_that_is_not_async_is_no_agent() -> None:
         agent("t")(lambda run: None)  # type: ignore[arg-type,return-value]
 
 
-async def untyped(run, text): ...  # type: ignore[no-untyped-def]  # noqa: ANN001
+async def untyped(run, text): ...  # type: ignore[no-untyped-def]
 
 
 async def starred(run: Any, *texts: str) -> None: ...
@@ -158,6 +159,6 @@ def test_a_tool_tells_a_model_its_docstring_or_at_least_its_name() -> None:
 
 
 def test_a_module_that_cannot_be_imported_is_named_with_its_variable() -> None:
-    with pytest.raises(Misconfigured, match="^FLEET_AGENTS: cannot import 'no.such.module'"):
+    with pytest.raises(Misconfigured, match=r"^FLEET_AGENTS: cannot import 'no.such.module'"):
         load_agents(["no.such.module"])
     assert "chat" in load_agents(["workers.agents.chat"])

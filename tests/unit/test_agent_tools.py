@@ -37,7 +37,7 @@ def test_arithmetic_is_computed(expression: str, value: float) -> None:
     ],
 )  # fmt: skip
 def test_everything_but_arithmetic_is_refused(expression: str) -> None:
-    with pytest.raises(BadInput, match="^expression"):
+    with pytest.raises(BadInput, match=r"^expression"):
         calculator(expression)
 
 
@@ -45,7 +45,7 @@ def test_everything_but_arithmetic_is_refused(expression: str) -> None:
     "expression", ["", "1 +", "1 / 0", "1 % 0", "1; 2", "x = 1", "(" * 100 + "1", "1\x00", "\ud800"]
 )
 def test_what_cannot_be_computed_is_an_error_that_a_model_can_read(expression: str) -> None:
-    with pytest.raises(BadInput, match="^expression"):
+    with pytest.raises(BadInput, match=r"^expression"):
         calculator(expression)
 
 

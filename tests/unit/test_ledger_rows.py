@@ -69,7 +69,7 @@ def test_a_character_that_postgresql_cannot_store_is_refused_at_the_door(given: 
         accept_statement(TaskMessage("a", given), dispatch_after_s=1)
 
 
-@pytest.mark.parametrize("given", [{}, {"a": "\x01\ud83d\ude00é\n\t\\"}, {"a": "u0000"}])
+@pytest.mark.parametrize("given", [{}, {"a": "\x01\U0001f600é\n\t\\"}, {"a": "u0000"}])
 def test_any_other_text_passes(given: dict[str, Any]) -> None:
     refuse_nul(task_row(TaskMessage("a", given)))
 

@@ -50,13 +50,15 @@ def test_a_folder_that_the_servers_user_cannot_reach_is_copied_once(
     tree = closed / "tree"
     (tree / "bin").mkdir(parents=True)
     (tree / "bin" / "postgres").write_text("program")
+    (closed / "tree.libs").mkdir()
     closed.chmod(0o700)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     servers = Privileges(uid=NOBODY + 1, gid=NOBODY + 1, prefix=(), watched=(), reason="")
-    first = reachable(tree, privileges=servers, label="program-1", cache=tmp_path / "cache")
+    first = reachable(tree, privileges=servers, label="program-1", beside=("tree.libs",), cache=tmp_path / "cache")
     (tree / "bin" / "postgres").write_text("changed")
     again = reachable(tree, privileges=servers, label="program-1", cache=tmp_path / "cache")
-    assert first == again == tmp_path / "cache" / "program-1"
+    assert first == again == tmp_path / "cache" / "program-1" / "tree"
+    assert (again.parent / "tree.libs").is_dir()
     assert (again / "bin" / "postgres").read_text() == "program"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert reachable(tree, privileges=servers, label="program-1", cache=tmp_path / "cache") == tree

@@ -2,12 +2,20 @@
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
 from shared.resilience.portal import Portal
+
+
+def main_thread_waits() -> bool:
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_code.co_name != "result":
+        frame = frame.f_back
+    return frame is not None
 
 
 @pytest.fixture
@@ -30,7 +38,9 @@ def test_an_interrupted_caller_cancels_its_work_and_waits_until_it_has_put_thing
     story = []
 
     async def work() -> None:
-        signal.raise_signal(signal.SIGINT)  # Python hands it to the main thread, which waits for this very work
+        while not main_thread_waits():
+            await asyncio.sleep(0)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         try:
             await asyncio.Event().wait()
         finally:

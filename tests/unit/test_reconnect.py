@@ -53,7 +53,7 @@ async def test_an_outage_is_waited_out_however_long_it_lasts(waits: list[float])
 @pytest.mark.parametrize("mistake", [BadInput("no"), ValueError("no"), OSError("no")])
 async def test_anything_but_an_outage_is_raised_at_once(waits: list[float], mistake: Exception) -> None:
     server = Server(DatabaseUnavailable("down"), mistake)
-    with pytest.raises(type(mistake), match="^no$"):
+    with pytest.raises(type(mistake), match=r"^no$"):
         await until_available(server, what="PostgreSQL")
     assert (server.calls, len(waits)) == (2, 1)
 

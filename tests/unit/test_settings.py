@@ -187,6 +187,6 @@ def test_a_room_of_workers_reads_its_own_prefix(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_wrong_address_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEET_WORKER_URL", "amqp://u:secret@h")
-    with pytest.raises(Misconfigured, match="^FLEET_WORKER_URL: input should be a valid integer") as caught:
+    with pytest.raises(Misconfigured, match=r"^FLEET_WORKER_URL: input should be a valid integer") as caught:
         load_room("worker", RoomKnobs)
     assert "secret" not in caught.value.message

@@ -28,7 +28,7 @@ def calculator(expression: str) -> Number:
         raise BadInput("expression: at most 200 characters")
     try:
         return _value(ast.parse(expression, mode="eval").body)
-    except (SyntaxError, ZeroDivisionError, OverflowError, RecursionError) as error:
+    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError) as error:
         raise BadInput(f"expression {expression!r}: {error}") from None
 
 

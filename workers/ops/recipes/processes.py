@@ -17,6 +17,7 @@ def migrate(around: Surroundings, *, env: Mapping[str, str]) -> ServerSpec:
         env=around.python_env(env),
         cwd=ROOT,
         probe=None,
+        drop_privileges=False,  # Alembic asks access(2) for its folder, which a clone below /root answers only to root
         needs=("postgres",),
         start_timeout_s=60.0,
     )
