@@ -5,6 +5,7 @@ A message is an ordinary Celery protocol 2 message, so that any Celery client ca
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -25,7 +26,7 @@ CONTENT_TYPE: Literal["application/json"] = "application/json"
 _KEYED_TASKS = uuid5(NAMESPACE_URL, "agent-fleet:idempotency-key")
 
 AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,98}$")]
-Label = Annotated[str, Field(min_length=1, max_length=200)]
+Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\u0000]*$")]
 
 
 class FleetHeader(BaseModel):
@@ -112,6 +113,8 @@ class TaskMessage:
 
         Raises: BadInput when the input is not JSON.
         """
+        if not all(isinstance(name, str) for name in self.kwargs):
+            raise BadInput(f"the inputs of agent {self.agent!r} must be named by text", agent=self.agent)
         embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
         try:
             return json.dumps([list(self.args), dict(self.kwargs), embed], allow_nan=False).encode()
@@ -119,6 +122,8 @@ class TaskMessage:
             raise BadInput(f"the input of agent {self.agent!r} is not JSON: {error}", agent=self.agent) from None
 
 
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""An escaped U+0000 in JSON text, and not the six characters \\u0000 after an escaped backslash."""
 _agent_name = TypeAdapter(AgentName)
 
 
@@ -172,6 +177,20 @@ def parse_headers(headers: Mapping[str, Any] | None) -> Headers:
     if key is not None and read.id != keyed_task_id(read.fleet.tenant, key):
         raise BadMessage("header id must be the keyed task id of header fleet.tenant and fleet.idempotency_key")
     return read
+
+
+def check_storable(inputs: Any) -> None:
+    """Whether PostgreSQL's json can hold this: no NaN, no U+0000, no half of a surrogate pair.
+
+    Raises: BadInput.
+    """
+    try:
+        text = json.dumps(inputs, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInput(f"the input cannot be stored: {error}") from None
+    if _NUL.search(text):
+        raise BadInput("the input holds the character U+0000, which PostgreSQL cannot store: remove it")
 
 
 def first_problem(error: ValidationError) -> str:

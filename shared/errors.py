@@ -24,6 +24,7 @@ FleetError(message, code, **context)
 `- Misconfigured               refuse to start: a setting is wrong; names the variable and the remedy
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -45,6 +46,15 @@ class FleetError(Exception):
     def as_dict(self) -> dict[str, Any]:
         """The error as stored in the ledger and printed by `--json`."""
         return {"code": self.code, "message": self.message, **({"context": self.context} if self.context else {})}
+
+
+def from_dict(data: Mapping[str, Any]) -> FleetError:
+    """The error that `as_dict` was asked of; of an unknown code: a plain FleetError."""
+    kinds = [FleetError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    kind = next((one for one in kinds if one.code == data["code"]), FleetError)
+    return kind(data["message"], **data.get("context", {}))
 
 
 class Transient(FleetError):

@@ -6,7 +6,7 @@ names the variable. A room of `workers` hands its own knobs' type in, because th
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -80,7 +80,7 @@ def load() -> Settings:
     try:
         settings.broker.check_profile(general.profile)
     except ValueError as error:
-        raise Misconfigured(f"FLEET_BROKER_{_sentence(error)}", variable="FLEET_BROKER_URL") from None
+        raise Misconfigured(f"FLEET_BROKER_{_sentence(error, {'url'})}", variable="FLEET_BROKER_URL") from None
     return settings
 
 
@@ -94,6 +94,8 @@ def load_room(room: str, knobs: type[Knobs]) -> Knobs:
     Raises: Misconfigured with one sentence that names the variable.
     """
     prefix = f"{PREFIX}{room.upper()}_" if room else PREFIX
+    if room in PROCESS_ROOMS:
+        _refuse_others(os.environ, prefix, {prefix + one.name.upper() for one in fields(cast(Any, knobs))})
     hints = get_type_hints(knobs, include_extras=True)
     shape: dict[str, Any] = {one.name: (hints[one.name], _default(one)) for one in fields(cast(Any, knobs))}
     reader = create_model(f"{knobs.__name__}Reader", __base__=_Environment, **shape)
@@ -106,7 +108,7 @@ def load_room(room: str, knobs: type[Knobs]) -> Knobs:
         shown = "" if "key" in variable.lower() or "url" in variable.lower() else f" (got {problem['input']!r})"
         raise Misconfigured(f"{variable}: {_sentence(problem['msg'])}{shown}", variable=variable) from None
     except ValueError as error:
-        raise Misconfigured(f"{prefix}{_sentence(error)}", room=room) from None
+        raise Misconfigured(f"{prefix}{_sentence(error, shape)}", room=room) from None
 
 
 class _Environment(BaseSettings):
@@ -121,24 +123,24 @@ def _default(one: "Field[Any]") -> Any:
     raise TypeError(f"knob {one.name} needs a default")
 
 
-def _sentence(problem: object) -> str:
+def _sentence(problem: object, knobs: Container[str] = ()) -> str:
     """A knob's complaint starts with the knob's name: spelled as the variable's end, it completes the variable."""
     text = str(problem)
     first, _, rest = text.partition(" ")
-    return (
-        f"{first.upper()} {rest}"
-        if (first.islower() and "_" in first) or first == "url"
-        else text[0].lower() + text[1:]
-    )
+    return f"{first.upper()} {rest}" if first.rstrip(",") in knobs else text[0].lower() + text[1:]
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {PREFIX + one.name.upper() for one in fields(General)}
     for room, knobs in SHARED_ROOMS.items():
         known |= {f"{PREFIX}{room.upper()}_{one.name.upper()}" for one in fields(knobs)}
-    process_prefixes = tuple(f"{PREFIX}{room.upper()}_" for room in PROCESS_ROOMS)
+    elsewhere = tuple(f"{PREFIX}{room.upper()}_" for room in PROCESS_ROOMS)
+    _refuse_others({n: v for n, v in environment.items() if not n.startswith(elsewhere)}, PREFIX, known)
+
+
+def _refuse_others(environment: Mapping[str, str], prefix: str, known: set[str]) -> None:
     for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in known and not name.startswith(process_prefixes):
+        if name.startswith(prefix) and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; see the settings in the README"
             raise Misconfigured(f"{name}: no such setting{hint}", variable=name)

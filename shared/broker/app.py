@@ -25,7 +25,7 @@ def celery_settings(knobs: BrokerKnobs) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_channel_error_retry": True,
-        "broker_pool_limit": 4,
+        "broker_pool_limit": 10,  # Flower asks with several threads at once; with 4 they wait for one another
         "task_queues": (task_queue(knobs),),
         "task_default_queue": QUEUE,
         "task_default_queue_type": "quorum",

@@ -38,8 +38,9 @@ class BrokerKnobs:
             raise ValueError("queue_type must be 'quorum': a classic queue loses messages with its node")
         if not self.confirm_publish:
             raise ValueError("confirm_publish must be true: an unconfirmed publish can be lost without an error")
-        if min(self.confirm_timeout_s, self.connect_timeout_s, self.socket_timeout_s, self.heartbeat_s) <= 0:
-            raise ValueError("timeouts must be positive")
+        for name in ("confirm_timeout_s", "connect_timeout_s", "socket_timeout_s", "heartbeat_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
         if not 1 <= self.delivery_limit <= 1000:
             raise ValueError("delivery_limit must be between 1 and 1000")
 

@@ -128,6 +128,12 @@ class Publisher:
                 link = None
                 if is_retry:
                     self._fail(batch, error)
+            except Exception as error:  # the thread of all publishes must outlive one batch: logged, callers are told
+                log.exception("broker.publisher_failed", messages=len(batch))
+                if link is not None:
+                    link.abandon()
+                self._fail(batch, error)
+                return None
             else:
                 return link
         return None

@@ -23,6 +23,15 @@ from shared.ledger.statements import KINDS, Kind, batch_statement
 log = structlog.get_logger()
 
 Key = tuple[str, UUID, str | None, int]
+ROWS_FAULT = (psycopg.errors.ProgramLimitExceeded, psycopg.errors.StatementTooComplex)
+"""Psycopg counts them as operational, but no waiting helps: the row is too large or too deep."""
+OUTAGE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,  # the server was demoted: another one is the primary now
+    OSError,
+    TimeoutError,
+)
 statement_of = lru_cache(maxsize=128)(batch_statement)
 
 
@@ -139,7 +148,10 @@ class GroupCommit:
             try:
                 await self._commit(batch)
                 return
-            except (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError) as error:
+            except ROWS_FAULT as error:
+                await self._isolate(batch, error)
+                return
+            except OUTAGE as error:
                 await self._disconnect()
                 cause = (str(error) or type(error).__name__).splitlines()[0]
                 if self._when_down == "raise":

@@ -12,18 +12,21 @@ from sqlalchemy import select
 
 from shared.db.database import Database
 from shared.db.tables import steps
-from shared.errors import BadInput, Fenced, StepChanged
+from shared.errors import BadInput, Fenced, FleetError, StepChanged, from_dict
 from shared.ledger.group_commit import GroupCommit
 
+MAX_NAME = 200
+"""Characters of a step's name: it is part of an index, whose rows PostgreSQL limits to 2704 bytes."""
 StepKind = Literal["llm", "tool", "retrieval", "step"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A completed step of an earlier attempt."""
+    """The outcome of a step of an earlier attempt; `failure` is the FleetError that it ended with, as a dict."""
 
     fingerprint: str
     result: Any
+    failure: Mapping[str, Any] | None = None
 
 
 def fingerprint(name: str, ordinal: int, request: Any) -> str:
@@ -39,13 +42,25 @@ def fingerprint(name: str, ordinal: int, request: Any) -> str:
 
 
 async def load_recorded(database: Database, task_id: UUID) -> dict[tuple[str, int], Recorded]:
-    """The completed steps of a task, by (name, ordinal)."""
-    query = select(steps.c.name, steps.c.ordinal, steps.c.fingerprint, steps.c.result).where(
-        steps.c.task_id == task_id, steps.c.state == "done"
+    """The outcomes of a task's steps, by (name, ordinal).
+
+    A FleetError is an outcome too: an agent that caught it (no vector store: answer without notes) went on accordingly,
+    and its later steps are only the same again if it sees the same again. Other failures are tried anew.
+    """
+    query = select(steps.c.name, steps.c.ordinal, steps.c.fingerprint, steps.c.state, steps.c.result).where(
+        steps.c.task_id == task_id, steps.c.state.in_(["done", "failed"])
     )
     async with database.unit(mode="ro") as unit:
         rows = (await unit.execute(query)).all()
-    return {(row.name, row.ordinal): Recorded(row.fingerprint, row.result) for row in rows}
+    found = {(row.name, row.ordinal): recorded_of(row.fingerprint, row.state, row.result) for row in rows}
+    return {key: one for key, one in found.items() if one is not None}
+
+
+def recorded_of(mark: str, state: str, result: Any) -> Recorded | None:
+    """What a stored step means for the next attempt; None: try it anew."""
+    if state == "done":
+        return Recorded(mark, result)
+    return Recorded(mark, None, result["error"]) if isinstance(result["error"], dict) else None
 
 
 class Journal:
@@ -85,6 +100,8 @@ class Journal:
         Raises: StepChanged when this attempt asks for something else than the journal has; Fenced when the run was
             given to another worker; BadInput when the request or the result is not JSON; and what `call` raises.
         """
+        if not 0 < len(name) <= MAX_NAME:
+            raise BadInput(f"a step's name must have 1 to {MAX_NAME} characters: pass what varies as an argument")
         ordinal = self._seen[name]
         self._seen[name] += 1
         mark = fingerprint(name, ordinal, request)
@@ -97,13 +114,20 @@ class Journal:
                     step=name, ordinal=ordinal,
                 )  # fmt: skip
             self.replayed += 1
+            if recorded.failure is not None:
+                raise from_dict(recorded.failure)
             return recorded.result
         await self._write("intent", name, ordinal, {"kind": kind, "fingerprint": mark})
         self.executed += 1
         try:
             result = await call()
         except Exception as error:
-            await self._write("result", name, ordinal, {"state": "failed", "result": {"error": repr(error)}})
+            told = error.as_dict() if isinstance(error, FleetError) else repr(error)
+            try:
+                await self._write("result", name, ordinal, {"state": "failed", "result": {"error": told}})
+            except BadInput:  # its text cannot be stored: then only its kind
+                name_of_error = type(error).__name__
+                await self._write("result", name, ordinal, {"state": "failed", "result": {"error": name_of_error}})
             raise
         usage = usage_of(result)
         done = {"state": "done", "result": result, "usage": dict(usage) if usage else None}

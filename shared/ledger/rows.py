@@ -1,6 +1,5 @@
 """A task as the ledger's row: the same shape whether it comes from a producer, a message or the table."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,9 +9,8 @@ from uuid import UUID
 from sqlalchemy import Row, func
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from shared.contracts import FleetHeader, TaskMessage
+from shared.contracts import FleetHeader, TaskMessage, check_storable
 from shared.db.tables import tasks
-from shared.errors import BadInput
 
 FINISHED = frozenset({"succeeded", "failed"})
 
@@ -37,8 +35,7 @@ def refuse_nul(row: Mapping[str, Any]) -> None:
 
     Raises: BadInput.
     """
-    if "\\u0000" in json.dumps(row["input"]):
-        raise BadInput("the input holds the character U+0000, which PostgreSQL cannot store: remove it")
+    check_storable(row["input"])
 
 
 def accept_statement(message: TaskMessage, *, dispatch_after_s: float) -> Insert:

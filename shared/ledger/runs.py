@@ -56,11 +56,15 @@ class Runs:
             raise BadInput(f"the agent's output is {error.message}") from None
 
     async def fail(self, claim: Claim, error: FleetError, report: dict[str, Any]) -> None:
-        """End the task with its error.
+        """End the task with its error; one that cannot be stored (U+0000 in its text) ends it all the same.
 
         Raises: Fenced when another worker owns it.
         """
-        await self._finish(claim, "failed", error=error.as_dict(), report=report)
+        try:
+            await self._finish(claim, "failed", error=error.as_dict(), report=report)
+        except BadInput as cause:
+            bare = FleetError(f"the task failed with {error.code}, whose text or report is {cause.message}")
+            await self._finish(claim, "failed", error={**bare.as_dict(), "code": error.code}, report={})
 
     async def release(self, claim: Claim) -> None:
         """Hand the task back unfinished: it costs no attempt, and the keeper publishes it again at once."""

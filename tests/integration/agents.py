@@ -121,3 +121,9 @@ def double(number: int) -> int:
 async def uses_tool(run: Run, number: int) -> int:
     """Call a tool."""
     return int(await run.tool("test.double", number=number))
+
+
+@agent("test.fail.nul")
+async def fail_nul(run: Run) -> None:
+    """End with an error whose text PostgreSQL cannot hold."""
+    raise RuntimeError("a\x00b")

@@ -152,7 +152,7 @@ def test_what_an_agent_raises_is_the_tasks_recorded_error(client: FleetClient) -
         client.submit("test.fail", {"message": "no luck"}).result(30)
 
 
-@pytest.mark.parametrize("agent", ["test.unstorable", "test.nul"])
+@pytest.mark.parametrize("agent", ["test.unstorable", "test.nul", "test.fail.nul"])
 def test_an_output_that_cannot_be_stored_fails_the_task_and_no_other(client: FleetClient, agent: str) -> None:
     good = [client.submit("test.echo", {"text": "beside"}) for _ in range(5)]
     bad = client.submit(agent)
@@ -200,6 +200,10 @@ def test_a_result_that_is_not_ready_and_a_task_that_does_not_exist_are_told_apar
         ({}, b"[[], {}]", "the body must be"),
         ({"task": "agents.nobody"}, b"[[], {}, null]", "no worker has a task named 'agents.nobody'"),
         ({"task": None}, b"[[], {}, null]", "no header 'task'"),
+        ({}, b'[[], {"text": "a\\u0000"}, null]', "U+0000"),
+        ({}, b'[[], {"text": "\\ud800"}, null]', "the input cannot be stored"),
+        ({}, b'[[], {"text": "a", "times": NaN}, null]', "the input cannot be stored"),
+        ({}, b"[" * 100_000, "the body is not JSON"),
     ],
 )
 def test_a_message_no_worker_can_read_is_dead_lettered_and_recorded(

@@ -6,8 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from shared.errors import BadInput, LLMUnavailable
-from shared.llm.messages import Message, ToolCall
+from shared.errors import BadInput, Fenced, LLMUnavailable
+from shared.llm.messages import ChatReply, ChatRequest, Message, ToolCall
 from tests.fakes.fake_world import FakeWorld
 from workers.agents.chat import MAX_TOOL_ROUNDS, SYSTEM
 from workers.agents.registration import load_agents
@@ -111,7 +111,7 @@ async def test_the_model_calls_a_tool_which_runs_once_and_its_result_leads_to_th
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (calls("{}", name="nope"), "no tool is named 'nope'"),
+        (calls("{}", name="nope"), "no tool is named 'nope'; there are: calculator"),
         (calls('{"expresion": "1"}'), "tool 'calculator': expression: field required"),
         (calls('{"expression": "1", "x": 2}'), "tool 'calculator': x: extra inputs are not permitted"),
         (calls('{"expression": "2 ** 9"}'), "expression: only numbers"),
@@ -187,3 +187,41 @@ async def test_a_producers_mistake_is_named_and_the_model_is_not_asked(inputs: d
     with pytest.raises(BadInput, match=told_field):
         await world.execute(world.run(), "chat", inputs)
     assert world.chat.requests == []
+
+
+async def test_a_tool_that_the_producer_did_not_offer_is_not_run_whatever_the_model_calls() -> None:
+    world = FakeWorld(calls("{}", name="clock"), "sorry")
+    task = uuid4()
+    await world.execute(world.run(task), "chat", {"message": "time?", "tools": ["calculator"]})
+    assert "no tool is named 'clock'; there are: calculator" in told(world, "tool")[0]
+    assert not [name for name, _ in world.ledger[task].steps if name.startswith("tool.")]
+
+
+async def test_a_run_resumed_after_an_outage_of_the_vector_store_sees_the_outage_again_and_goes_on() -> None:
+    world = FakeWorld("hello")
+    await world.knows("hi there")
+    world.vectors.is_down = True
+    task, inputs = uuid4(), {"message": "hi"}
+    first = await world.execute(world.run(task, session="s"), "chat", inputs)
+    del world.ledger[task].steps["remember", 0]
+    world.vectors.is_down = False
+    assert await world.execute(world.run(task, attempt=2, session="s"), "chat", inputs) == first
+    assert first["level"] == "L3"
+    assert len(world.chat.requests) == 1
+
+
+async def test_a_run_that_was_given_away_ends_at_its_tool_call() -> None:
+    world = FakeWorld(calls('{"expression": "1"}'))
+    task = uuid4()
+    run = world.run(task)
+    tell = world.chat.chat
+
+    async def chat(request: ChatRequest) -> ChatReply:
+        reply = await tell(request)
+        world.ledger[task].fence_after(1)
+        return reply
+
+    world.chat.chat = chat  # type: ignore[method-assign]
+    with pytest.raises(Fenced):
+        await world.execute(run, "chat", {"message": "1?", "tools": ["calculator"]})
+    assert len(world.chat.requests) == 1

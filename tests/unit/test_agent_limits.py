@@ -225,3 +225,18 @@ def test_work_with_tasks_of_its_own_gets_the_soft_limit_and_they_are_cancelled()
 
     assert at_once(limited(both(), soft_s=10, hard_s=20)) == "tidied up"
     assert ends == [10, 10]
+
+
+def test_the_hard_limit_holds_when_it_is_reached_together_with_the_soft_one() -> None:
+    async def main() -> float:
+        with pytest.raises(TimeLimitExceeded):
+            await limited(stubborn(), soft_s=10, hard_s=10)
+        return now()
+
+    assert at_once(main()) == 10
+
+
+def test_a_cancellation_from_outside_at_the_moment_of_the_soft_limit_is_not_lost() -> None:
+    for work in (stubborn, tidy):
+        task: Any = at_once(cancelled_at(10, work))
+        assert task.cancelled()

@@ -72,6 +72,7 @@ async def test_a_json_number_in_text_is_converted_as_pydantic_does() -> None:
         ((), {"name": "a", "times": "x"}, "agent 't': times: input should be a valid integer"),
         ((), {"name": "a", "tags": ["b", 1]}, "agent 't': tags.1: input should be a valid string"),
         ((), {"name": "a", "nmae": "b"}, "agent 't': nmae: extra inputs are not permitted"),
+        (("a",), {"name": "b"}, "agent 't': name: given by place and by name"),
         (("a", 1, None, 4), {}, "agent 't' takes 3 inputs, got 4 positional ones"),
     ],
 )
@@ -137,10 +138,15 @@ async def untyped(run, text): ...  # type: ignore[no-untyped-def]
 async def starred(run: Any, *texts: str) -> None: ...
 
 
+async def placed(run: Any, text: str, /) -> None: ...
+
+
 async def keyed(run: Any, **texts: str) -> None: ...
 
 
-@pytest.mark.parametrize(("function", "name"), [(untyped, "text"), (starred, "texts"), (keyed, "texts")])
+@pytest.mark.parametrize(
+    ("function", "name"), [(untyped, "text"), (starred, "texts"), (keyed, "texts"), (placed, "text")]
+)
 def test_inputs_need_types_and_names(function: Any, name: str) -> None:
     with pytest.raises(Misconfigured, match=f"parameter '{name}' needs a type and must not be"):
         agent("t")(function)
@@ -162,3 +168,10 @@ def test_a_module_that_cannot_be_imported_is_named_with_its_variable() -> None:
     with pytest.raises(Misconfigured, match=r"^FLEET_AGENTS: cannot import 'no.such.module'"):
         load_agents(["no.such.module"])
     assert "chat" in load_agents(["workers.agents.chat"])
+
+
+def test_an_agent_needs_a_place_for_its_run() -> None:
+    async def forgetful() -> None: ...
+
+    with pytest.raises(Misconfigured, match="agent 't' needs a first parameter for its run"):
+        agent("t")(forgetful)

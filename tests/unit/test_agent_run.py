@@ -111,11 +111,14 @@ async def test_a_model_is_paid_once_and_its_tokens_are_counted_in_every_attempt(
     assert world.ledger[task].steps["chat", 0]["usage"] == reply.usage.to_json()
 
 
-async def test_a_model_that_fails_is_the_agents_to_handle_and_asked_again_by_the_next_attempt() -> None:
+async def test_a_model_that_fails_is_the_agents_to_handle_in_the_same_way_by_every_attempt() -> None:
     world, task = FakeWorld(LLMTimeout("too late")), uuid4()
-    with pytest.raises(LLMTimeout):
-        await world.run(task).chat("why?")
-    assert (await world.run(task, attempt=2).chat("why?")).text == "echo: why?"
+    for attempt in (1, 2):
+        run = world.run(task, attempt=attempt)
+        with pytest.raises(LLMTimeout, match="too late"):
+            await run.chat("why?")
+        assert (await run.chat("why?")).text == "echo: why?"
+    assert len(world.chat.requests) == 2
 
 
 async def test_an_unknown_tool_is_not_offered_to_the_model(world: FakeWorld) -> None:

@@ -11,6 +11,7 @@ import pytest
 from shared.contracts import (
     FleetHeader,
     TaskMessage,
+    check_storable,
     checked_agent_name,
     keyed_task_id,
     message_schema,
@@ -68,6 +69,7 @@ def test_celery_alone_is_enough_and_means_all_defaults() -> None:
         ({"fleet": {"version": 2}}, "fleet.version: input should be 1"),
         ({"fleet": {"tenat": "x"}}, "fleet.tenat: extra inputs are not permitted"),
         ({"fleet": {"tenant": ""}}, "fleet.tenant: string should have at least 1 character"),
+        ({"fleet": {"tenant": "a\x00b"}}, "fleet.tenant: string should match pattern"),
         ({"fleet": {"session": "s" * 201}}, "fleet.session: string should have at most 200 characters"),
         ({"fleet": {"max_attempts": 0}}, "fleet.max_attempts: input should be greater than or equal to 1"),
         ({"fleet": {"max_attempts": 101}}, "fleet.max_attempts: input should be less than or equal to 100"),
@@ -175,3 +177,26 @@ def test_the_schema_refuses_what_a_worker_would_refuse(part: str, change: Any) -
     bad = wire(FULL)
     bad[part] = {**bad.get(part, {}), **change} if isinstance(change, dict) else change
     assert not jsonschema.Draft202012Validator(message_schema()).is_valid(bad)
+
+
+@pytest.mark.parametrize("inputs", [{1: "a"}, {None: "a"}, {"a": 1, 2: 3}])
+def test_an_input_that_is_not_named_by_text_is_refused_before_it_is_sent(inputs: Any) -> None:
+    with pytest.raises(BadInput, match="the inputs of agent 'a' must be named by text"):
+        TaskMessage("a", inputs).wire_body()
+
+
+@pytest.mark.parametrize("inputs", [{"a": "\x00"}, {"a\x00": 1}, [["x\x00"]], "\\\x00"])
+def test_the_character_that_postgresql_cannot_store_is_named(inputs: Any) -> None:
+    with pytest.raises(BadInput, match=r"the input holds the character U\+0000"):
+        check_storable(inputs)
+
+
+@pytest.mark.parametrize("inputs", [{"a": "\ud800"}, {"a": float("nan")}, [float("inf")], {"a": object()}])
+def test_what_json_or_postgresql_do_not_know_cannot_be_stored(inputs: Any) -> None:
+    with pytest.raises(BadInput, match="the input cannot be stored"):
+        check_storable(inputs)
+
+
+@pytest.mark.parametrize("text", ["what is \\u0000?", "\\\\u0000", "u0000", "\U0001f600", "\\", "\x01"])
+def test_text_about_such_characters_can_be_stored(text: str) -> None:
+    check_storable({"a": text})

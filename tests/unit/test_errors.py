@@ -3,7 +3,7 @@
 import pytest
 
 from shared import errors
-from shared.errors import BadInput, FleetError, LLMRateLimited, Permanent, Transient
+from shared.errors import BadInput, FleetError, LLMRateLimited, Permanent, Transient, from_dict
 
 
 def every_error(kind: type[FleetError] = FleetError) -> list[type[FleetError]]:
@@ -36,3 +36,13 @@ def test_every_error_has_a_code_of_its_own_and_a_line_in_the_tree() -> None:
 @pytest.mark.parametrize("kind", [one for one in every_error() if one is not FleetError])
 def test_every_error_is_worth_a_retry_or_not_and_never_both(kind: type[FleetError]) -> None:
     assert issubclass(kind, Transient) + issubclass(kind, Permanent) + issubclass(kind, errors.Misconfigured) == 1
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_an_error_comes_back_from_the_record_as_what_it_was(kind: type[FleetError]) -> None:
+    back = from_dict(kind("why", field="text").as_dict())
+    assert (type(back), back.message, back.context) == (kind, "why", {"field": "text"})
+
+
+def test_a_record_of_a_newer_release_comes_back_as_some_error() -> None:
+    assert type(from_dict({"code": "unheard_of", "message": "why"})) is FleetError

@@ -94,15 +94,39 @@ async def test_a_resumed_step_that_asks_for_something_else_fails_and_is_not_call
     assert work.calls == 0
 
 
-async def test_a_failed_step_is_recorded_raised_and_tried_again_by_the_next_attempt(
+async def test_a_failure_of_the_fleets_own_is_an_outcome_that_the_next_attempt_sees_again(commit: FakeCommit) -> None:
+    work = Work(LLMTimeout("too late", endpoint="e"), "second try")
+    for attempt in (1, 2):
+        one = commit.journal(TASK, epoch=attempt)
+        with pytest.raises(LLMTimeout, match="too late") as caught:
+            await run(one, "think", work)
+        assert caught.value.context == {"endpoint": "e"}
+        assert await run(one, "think", work) == "second try"
+    assert work.calls == 2
+    assert commit.steps["think", 0]["state"] == "failed"
+
+
+async def test_any_other_failure_is_recorded_raised_and_tried_again_by_the_next_attempt(
     journal: Journal, commit: FakeCommit
 ) -> None:
-    work = Work(LLMTimeout("too late"), "second try")
-    with pytest.raises(LLMTimeout, match="too late"):
+    work = Work(ValueError("no\x00luck"), "second try")
+    with pytest.raises(ValueError, match="no"):
         await run(journal, "think", work)
-    assert commit.steps["think", 0]["state"] == "failed"
-    assert commit.steps["think", 0]["result"] == {"error": "LLMTimeout('too late')"}
+    assert commit.steps["think", 0]["result"] == {"error": "ValueError('no\\x00luck')"}
+    nul = Work(LLMTimeout("no\x00luck"))
+    with pytest.raises(LLMTimeout):
+        await run(journal, "ask", nul)
+    assert commit.steps["ask", 0]["result"] == {"error": "LLMTimeout"}
     assert await run(commit.journal(TASK, epoch=2), "think", work) == "second try"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201])
+async def test_a_name_that_no_index_could_hold_is_refused_before_anything_happens(
+    journal: Journal, commit: FakeCommit, name: str
+) -> None:
+    with pytest.raises(BadInput, match="a step's name must have 1 to 200 characters"):
+        await run(journal, name, Work("x"))
+    assert commit.history == []
 
 
 async def test_steps_of_one_name_are_counted_and_those_of_another_are_not(journal: Journal, commit: FakeCommit) -> None:

@@ -110,3 +110,11 @@ def test_closing_sends_what_waits_and_says_goodbye(links: list[FakeLink]) -> Non
 def test_closing_what_was_never_used_is_no_trouble(links: list[FakeLink]) -> None:
     Publisher(KNOBS).close()
     assert links == []
+
+
+def test_a_mistake_in_one_message_fails_it_and_not_the_thread(publisher: Publisher, links: list[FakeLink]) -> None:
+    FakeLink.script[:] = [TypeError("a header of no known type")]
+    with pytest.raises(PublishUnconfirmed, match="a header of no known type"):
+        publisher.publish(TaskMessage("a")).result(5)
+    assert publisher._thread is not None
+    assert publisher._thread.is_alive()

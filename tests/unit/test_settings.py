@@ -109,6 +109,8 @@ def test_a_value_of_the_wrong_type_names_its_variable(
         ("FLEET_BROKER_QUEUE_TYPE", "classic", "must be 'quorum': a classic queue loses messages with its node"),
         ("FLEET_BROKER_CONFIRM_PUBLISH", "false", "must be true: an unconfirmed publish can be lost"),
         ("FLEET_BROKER_DELIVERY_LIMIT", "0", "must be between 1 and 1000"),
+        ("FLEET_BROKER_CONFIRM_TIMEOUT_S", "0", "must be positive"),
+        ("FLEET_VECTORS_URI", "h:1", "must start with http:// or https://"),
         ("FLEET_DB_URL", "postgres://h/d", "must start with postgresql+psycopg://"),
         ("FLEET_LEDGER_DEAD_AFTER_S", "9", "must be at least twice heartbeat_s"),
         ("FLEET_LEDGER_BATCH_MAX", "0", "must be at least 1"),
@@ -176,7 +178,7 @@ class RoomKnobs:
 
     def __post_init__(self) -> None:
         if self.size < 0:
-            raise ValueError("this room cannot shrink")
+            raise ValueError("size must not be negative")
 
 
 def test_a_room_of_workers_reads_its_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +192,19 @@ def test_a_wrong_address_is_refused_without_being_shown(monkeypatch: pytest.Monk
     with pytest.raises(Misconfigured, match=r"^FLEET_WORKER_URL: input should be a valid integer") as caught:
         load_room("worker", RoomKnobs)
     assert "secret" not in caught.value.message
+
+
+def test_a_room_of_workers_names_the_variable_of_a_short_knob(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_WORKER_SIZE", "-1")
+    with pytest.raises(Misconfigured, match=r"^FLEET_WORKER_SIZE must not be negative$"):
+        load_room("worker", RoomKnobs)
+
+
+def test_a_misspelt_variable_of_a_room_of_workers_is_refused_by_the_process_that_is_that_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLEET_WORKER_SZE", "7")
+    load()
+    load_room("keeper", RoomKnobs)
+    with pytest.raises(Misconfigured, match=r"^FLEET_WORKER_SZE: no such setting; did you mean FLEET_WORKER_SIZE\?$"):
+        load_room("worker", RoomKnobs)

@@ -46,6 +46,9 @@ class Inputs:
         """
         if len(args) > len(self.names):
             raise BadInput(f"{self.owner} takes {len(self.names)} inputs, got {len(args)} positional ones")
+        twice = set(self.names[: len(args)]) & set(kwargs)
+        if twice:
+            raise BadInput(f"{self.owner}: {min(twice)}: given by place and by name")
         named = dict(zip(self.names, args, strict=False)) | dict(kwargs)
         try:
             checked = self.model.model_validate(named)
@@ -129,10 +132,14 @@ def tool(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _inputs(owner: str, function: Callable[..., Any], *, skip: int) -> Inputs:
     parameters = list(inspect.signature(function).parameters.values())[skip:]
+    if skip and not inspect.signature(function).parameters:
+        raise Misconfigured(f"{owner} needs a first parameter for its run")
     hints = get_type_hints(function, include_extras=True)
     for one in parameters:
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.name not in hints:
-            raise Misconfigured(f"{owner}: parameter {one.name!r} needs a type and must not be *args or **kwargs")
+        if one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL, one.VAR_KEYWORD) or one.name not in hints:
+            raise Misconfigured(
+                f"{owner}: parameter {one.name!r} needs a type and must not be *args, **kwargs or positional-only"
+            )
     names = tuple(one.name for one in parameters)
     if len(names) == 1 and inspect.isclass(hints[names[0]]) and issubclass(hints[names[0]], BaseModel):
         model = hints[names[0]]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.errors import BadInput, FleetError, Transient
+from shared.errors import BadInput, Transient
 from shared.llm.messages import ChatReply, Message, ToolCall
 from shared.retrieval.ports import Passage
 from workers.agents.agent import agent
@@ -64,18 +64,20 @@ async def _ask(run: Run, turns: list[Message], input: ChatInput) -> ChatReply:
             return reply
         turns.append(reply.as_message())
         for call in reply.tool_calls:
-            turns.append(Message("tool", await _tool_answer(run, call), tool_call_id=call.id))
+            turns.append(Message("tool", await _tool_answer(run, call, input.tools), tool_call_id=call.id))
     return await run.chat(turns, max_tokens=input.max_tokens)
 
 
-async def _tool_answer(run: Run, call: ToolCall) -> str:
+async def _tool_answer(run: Run, call: ToolCall, offered: list[str]) -> str:
     """A tool's result as the model reads it; the model's own mistakes are told to the model."""
     try:
+        if call.name not in offered:
+            raise BadInput(f"no tool is named {call.name!r}; there are: {', '.join(offered) or 'none'}")
         inputs = json.loads(call.arguments or "{}")
         if not isinstance(inputs, dict):
             raise BadInput("the arguments must be an object")
         return json.dumps(await run.tool(call.name, **inputs))
-    except (FleetError, ValueError) as error:
+    except (BadInput, Transient, ValueError) as error:
         return json.dumps({"error": str(error)})
 
 

@@ -15,8 +15,8 @@ from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from shared.broker.dead_letters import dead_letter
-from shared.contracts import CONTENT_TYPE, TASK_PREFIX, parse_headers
-from shared.errors import BadMessage
+from shared.contracts import CONTENT_TYPE, TASK_PREFIX, check_storable, parse_headers
+from shared.errors import BadInput, BadMessage
 
 log = structlog.get_logger()
 
@@ -138,6 +138,10 @@ def check(message: Any, known: Any) -> None:
         and isinstance(payload[1], dict)
     ):
         raise BadMessage("the body must be [array of inputs, object of inputs, embed]")
+    try:
+        check_storable(payload[:2])
+    except BadInput as error:
+        raise BadMessage(error.message) from None
     hide_inputs(headers, payload[1])
 
 

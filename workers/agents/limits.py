@@ -32,10 +32,12 @@ class _SoftLimited:
         self._work = work
         self._soft_s = soft_s
         self._is_due = False
+        self._asked_before = 0
         self._task: asyncio.Task[Any] | None = None
 
     def __await__(self) -> Generator[Any, Any, Any]:
         self._task = asyncio.current_task()
+        self._asked_before = self._task.cancelling() if self._task is not None else 0
         timer = asyncio.get_running_loop().call_later(self._soft_s, self._expire)
         try:
             return (yield from self._drive())
@@ -58,7 +60,8 @@ class _SoftLimited:
     def _exchanged(self, raised: BaseException) -> BaseException:
         if self._is_due and isinstance(raised, asyncio.CancelledError) and self._task is not None:
             self._is_due = False
-            self._task.uncancel()
+            if self._task.uncancel() > self._asked_before:  # the hard limit, or somebody outside, asked at that moment
+                return raised
             reached: BaseException = SoftTimeLimitExceeded(self._soft_s)
             return reached
         return raised

@@ -1,6 +1,7 @@
 """Tools that come with the fleet: small, safe, and an example of how one is written."""
 
 import ast
+import math
 import operator
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -27,9 +28,12 @@ def calculator(expression: str) -> Number:
     if len(expression) > 200:
         raise BadInput("expression: at most 200 characters")
     try:
-        return _value(ast.parse(expression, mode="eval").body)
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError) as error:
         raise BadInput(f"expression {expression!r}: {error}") from None
+    if not math.isfinite(value):
+        raise BadInput(f"expression {expression!r}: the result is too large")
+    return value
 
 
 @tool("clock")

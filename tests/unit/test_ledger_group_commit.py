@@ -1,0 +1,111 @@
+"""Group commit over a connection that the test scripts: whose fault is it, and who waits."""
+
+import asyncio
+import json
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from shared.db.database import Database
+from shared.db.knobs import DbKnobs
+from shared.errors import BadInput, DatabaseUnavailable
+from shared.ledger.group_commit import GroupCommit, Written
+from shared.ledger.knobs import LedgerKnobs
+
+WORKER = UUID(int=1)
+
+
+class Server:
+    """One PostgreSQL: `troubles` are raised by statements in turn, `refuses` by every row with this word in it."""
+
+    knobs = DbKnobs()
+
+    def __init__(self) -> None:
+        self.troubles: list[BaseException] = []
+        self.refuses: tuple[str, BaseException] | None = None
+        self.connections = 0
+        self.statements = 0
+
+    async def direct(self) -> "Server":
+        self.connections += 1
+        return self
+
+    async def execute(self, statement: str, parameters: dict[str, Any], *, prepare: bool) -> "Server":
+        self.statements += 1
+        if self.troubles:
+            raise self.troubles.pop(0)
+        rows = json.loads(parameters["release"])
+        if self.refuses and any(self.refuses[0] in json.dumps(row) for row in rows):
+            raise self.refuses[1]
+        self.answer: list[tuple[Any, ...]] = [("fence", WORKER, None, 0, 0, 0)]
+        self.answer += [("release", UUID(row["id"]), None, 0, row["epoch"], 0) for row in rows]
+        return self
+
+    async def fetchall(self) -> list[tuple[Any, ...]]:
+        return self.answer
+
+    async def close(self) -> None:
+        return
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    async def at_once(seconds: float) -> None:
+        return
+
+    monkeypatch.setattr("shared.ledger.group_commit.asyncio.sleep", at_once)
+    return Server()
+
+
+async def write(commit: GroupCommit, note: str) -> Written | None:
+    task_id = uuid4()
+    return await commit.write("release", ("release", task_id, None, 0), {"id": str(task_id), "epoch": 1, "note": note})
+
+
+def committing(server: Server, when_down: Any = "wait") -> GroupCommit:
+    return GroupCommit(cast(Database, server), LedgerKnobs(), worker=WORKER, when_down=when_down)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        psycopg.errors.ProgramLimitExceeded("index row size 6032 exceeds maximum 2704"),
+        psycopg.errors.StatementTooComplex("stack depth limit exceeded"),
+        psycopg.errors.UntranslatableCharacter("unsupported Unicode escape sequence"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+async def test_a_row_that_postgresql_refuses_fails_alone_and_nobody_waits_for_it(
+    server: Server, fault: psycopg.Error
+) -> None:
+    server.refuses = ("bad", fault)
+    commit = committing(server)
+    writes = (write(commit, "good"), write(commit, "bad"), write(commit, "good"))
+    good, bad, other = await asyncio.gather(*writes, return_exceptions=True)
+    assert good == other == Written(1, 0)
+    assert isinstance(bad, BadInput)
+    assert bad.message == f"not storable in PostgreSQL: {fault}"
+    assert server.connections == 1
+    await commit.close()
+
+
+@pytest.mark.parametrize(
+    "outage",
+    [psycopg.OperationalError("gone"), psycopg.errors.ReadOnlySqlTransaction("demoted"), OSError("no route")],
+    ids=lambda outage: type(outage).__name__,
+)
+async def test_an_outage_is_waited_out_on_new_connections_by_a_worker_and_told_to_a_producer(
+    server: Server, outage: Exception
+) -> None:
+    server.troubles = [outage] * 3
+    commit = committing(server)
+    assert await write(commit, "good") == Written(1, 0)
+    assert server.connections == 4
+    await commit.close()
+    server.troubles = [outage]
+    commit = committing(server, "raise")
+    with pytest.raises(DatabaseUnavailable, match="PostgreSQL does not answer"):
+        await write(commit, "good")
+    await commit.close()
