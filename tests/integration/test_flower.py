@@ -26,9 +26,10 @@ def page(fleet: BackgroundSupervisor, path: str) -> str:
         with urllib.request.urlopen(f"{spec.url}{path}", timeout=10) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
-        if error.code != 404:
-            raise
-        return ""
+        with error:
+            if error.code != 404:
+                raise
+            return ""
 
 
 def test_flower_shows_a_task_under_its_name_and_its_ledger_id_and_not_its_input(fleet: BackgroundSupervisor) -> None:
@@ -51,4 +52,5 @@ def test_flower_can_change_nothing(fleet: BackgroundSupervisor) -> None:
     order = urllib.request.Request(f"{spec.url}/api/worker/shutdown/worker-1", method="POST")
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(order, timeout=10)
-    assert refused.value.code in (401, 403)
+    with refused.value as answer:
+        assert answer.code in (401, 403)
