@@ -54,6 +54,8 @@ Transaction = Session | Connection | AsyncSession | AsyncConnection | scoped_ses
 AcceptedBy = Literal["ledger", "broker", "transaction"]
 T = TypeVar("T")
 
+LONGEST_DEADLINE_S = 366 * 86_400.0
+"""Seconds; a task that may take longer has no deadline."""
 CONFIRM_WAIT_S = 0.5
 """Seconds a submit that the ledger accepted waits for the broker; the keeper publishes what is not confirmed."""
 HOOK_DISPATCH_S = 1.0
@@ -201,6 +203,10 @@ class FleetClient:
     ) -> TaskMessage:  # fmt: skip
         if not isinstance(input, Mapping | None):
             raise BadInput(f"input must be an object of named inputs, not {type(input).__name__}", agent=agent)
+        if deadline_s is not None and not 0 < deadline_s <= LONGEST_DEADLINE_S:
+            raise BadInput(
+                f"deadline_s must be above 0 and at most {LONGEST_DEADLINE_S:g} (a year), not {deadline_s:g}"
+            )
         header = FleetHeader.checked(
             tenant=tenant,
             session=session,

@@ -13,6 +13,7 @@ from shared.ledger.journal import Journal
 from shared.llm.messages import ChatReply, ChatRequest, Message, ToolSpec
 from shared.llm.port import ChatPort
 from shared.memory.session import SessionMemory
+from shared.resilience.reconnect import until_available
 from shared.retrieval.ports import Passage
 from shared.retrieval.retriever import Retriever
 from workers.agents.agent import TOOLS, Tool
@@ -140,7 +141,9 @@ class Run:
             return ()
 
         async def read() -> list[dict[str, Any]]:
-            turns = await self._ports.memory.context(self.tenant, self.session or "")
+            turns = await until_available(
+                lambda: self._ports.memory.context(self.tenant, self.session or ""), what="PostgreSQL"
+            )
             return [turn.to_json() for turn in turns]
 
         found = await self._journal.step("recall", kind="step", request={"session": self.session}, call=read)
@@ -154,8 +157,11 @@ class Run:
         self._remembered += len(turns)
 
         async def write() -> None:
-            await self._ports.memory.append(
-                self.tenant, self.session or "", turns, task_id=self.task_id, first_ordinal=first
+            await until_available(
+                lambda: self._ports.memory.append(
+                    self.tenant, self.session or "", turns, task_id=self.task_id, first_ordinal=first
+                ),
+                what="PostgreSQL",
             )
 
         await self._journal.step(
