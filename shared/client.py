@@ -203,10 +203,8 @@ class FleetClient:
     ) -> TaskMessage:  # fmt: skip
         if not isinstance(input, Mapping | None):
             raise BadInput(f"input must be an object of named inputs, not {type(input).__name__}", agent=agent)
-        if deadline_s is not None and not 0 < deadline_s <= LONGEST_DEADLINE_S:
-            raise BadInput(
-                f"deadline_s must be above 0 and at most {LONGEST_DEADLINE_S:g} (a year), not {deadline_s:g}"
-            )
+        if deadline_s is not None and not 0 <= deadline_s <= LONGEST_DEADLINE_S:
+            raise BadInput(f"deadline_s must be from 0 to {LONGEST_DEADLINE_S:g} (a year), not {deadline_s:g}")
         header = FleetHeader.checked(
             tenant=tenant,
             session=session,

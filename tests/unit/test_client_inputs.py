@@ -15,9 +15,9 @@ def client() -> Iterator[FleetClient]:
     client.close()
 
 
-@pytest.mark.parametrize("deadline_s", [0.0, -1.0, 1e12, float("nan"), float("inf")])
+@pytest.mark.parametrize("deadline_s", [-1.0, 1e12, float("nan"), float("inf")])
 def test_a_deadline_that_is_no_deadline_is_refused(client: FleetClient, deadline_s: float) -> None:
-    with pytest.raises(BadInput, match=r"deadline_s must be above 0 and at most"):
+    with pytest.raises(BadInput, match=r"deadline_s must be from 0 to"):
         client.submit("chat", {"message": "hi"}, deadline_s=deadline_s)
 
 

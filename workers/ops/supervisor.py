@@ -87,12 +87,15 @@ class Supervisor:
         for name in order:
             self._servers[name] = self._server(new[name])
         self.save()
+        failed: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for name in order:
                     group.create_task(self._start_after_needs(self._servers[name]))
         except* ServerFailed as failures:
-            raise _first(failures) from None
+            failed = _first(failures)
+        if failed is not None:  # raised out here: Python 3.11.2 wraps what is raised inside except* in a group
+            raise failed
 
     async def add(self, spec: ServerSpec) -> None:
         """Start one more server (a further worker) and return when it is ready. Raises: ServerFailed."""
