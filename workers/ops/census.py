@@ -69,6 +69,21 @@ def send(identity: Identity, signum: int) -> bool:
     return True
 
 
+def remove_stale_lock(lock_file: Path) -> bool:
+    """Remove a lock file whose first line names no living process; a zombie that nobody collects would hold it for ever.
+
+    Returns: Whether it was removed.
+    """
+    try:
+        pid = int(lock_file.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
+    except (OSError, ValueError):
+        return False
+    if identify(pid) is not None:
+        return False
+    lock_file.unlink(missing_ok=True)
+    return True
+
+
 def members(leader: Identity, *, log: str = "") -> list[Identity]:
     """List a server's living processes: its session, and whatever else writes its output to `log`."""
     found = []

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from workers.ops.census import remove_stale_lock
 from workers.ops.child import Child, spawn
 from workers.ops.knobs import SupervisorKnobs
 from workers.ops.privileges import Privileges
@@ -171,6 +172,8 @@ class Server:
         env = dict(self.spec.env)
         if isinstance(self.spec.probe, Notified):
             env["NOTIFY_SOCKET"] = str(self._site.mailboxes.open(self.spec.name))
+        if self.spec.lock_file is not None:
+            remove_stale_lock(self.spec.lock_file)
         child = self._spawn(self.spec.argv, env=env)
         waiting_for = "it did not end"
         try:

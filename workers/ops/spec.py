@@ -53,6 +53,9 @@ class ServerSpec:
     on_ready: Callable[[], Awaitable[None]] | None = None
     """Called after every start, before others see it as ready; must be idempotent."""
 
+    lock_file: Path | None = None
+    """A file whose first line is the pid of its last life; that of a dead process is removed before a start."""
+
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     drop_privileges: bool = True
     stop_signal: signal.Signals = signal.SIGTERM
