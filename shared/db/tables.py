@@ -6,9 +6,11 @@ No foreign keys on the hot path: a step is only ever written by a statement that
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
+    Float,
     Identity,
     Index,
     Integer,
@@ -50,16 +52,49 @@ tasks = Table(
     Column("output", JSON),
     Column("error", JSON),
     Column("report", JSON, comment="level, tokens and other figures of the finished run"),
+    Column("priority", Text, nullable=False, server_default="normal"),
+    Column("parent_id", Uuid, comment="the task that spawned it"),
+    Column("root_agent", Text, comment="the agent whose max_running it counts against; null: its own"),
+    Column("forked_from", Uuid),
+    Column("wake_at", DateTime(timezone=True), comment="when a waiting task goes on at the latest"),
+    Column("waiting_for", JSON, comment='{"kind": "start|sleep|retry|signal|children", …}'),
+    Column("wakes", Integer, nullable=False, server_default="0", comment="signals and ends of children so far"),
+    Column("cancel_requested_at", DateTime(timezone=True)),
+    Column("published_at", DateTime(timezone=True), comment="since when a message stands for it; null: held"),
+    Column("discarded_at", DateTime(timezone=True), comment="an operator took it off the list of the failed"),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    Column("dispatch_at", DateTime(timezone=True), comment="when the keeper publishes it (again) if still queued"),
+    Column("dispatch_at", DateTime(timezone=True), comment="held: its place in line; published: when to again"),
     Column("deadline_at", DateTime(timezone=True)),
     Column("started_at", DateTime(timezone=True)),
     Column("finished_at", DateTime(timezone=True)),
-    CheckConstraint("state IN ('queued', 'running', 'succeeded', 'failed')", name="state"),
+    CheckConstraint(
+        "state IN ('queued', 'running', 'waiting', 'parked', 'succeeded', 'failed', 'cancelled')", name="state"
+    ),
+    CheckConstraint("priority IN ('interactive', 'normal', 'batch')", name="priority"),
     Index(
         "tasks_key_idx", "tenant", "idempotency_key", unique=True, postgresql_where=text("idempotency_key IS NOT NULL")
     ),
-    Index("tasks_queued_idx", "dispatch_at", postgresql_where=text("state = 'queued'")),
+    Index(
+        "tasks_held_idx",
+        "priority",
+        "tenant",
+        "dispatch_at",
+        postgresql_where=text("state = 'queued' AND published_at IS NULL"),
+    ),
+    Index(
+        "tasks_published_idx",
+        "tenant",
+        "published_at",
+        postgresql_where=text("state = 'queued' AND published_at IS NOT NULL"),
+    ),
+    Index("tasks_waiting_idx", "wake_at", postgresql_where=text("state = 'waiting'")),
+    Index(
+        "tasks_deadline_idx",
+        "deadline_at",
+        postgresql_where=text("deadline_at IS NOT NULL AND state IN ('queued', 'running', 'waiting', 'parked')"),
+    ),
+    Index("tasks_parent_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    Index("tasks_failed_idx", "finished_at", postgresql_where=text("state = 'failed' AND discarded_at IS NULL")),
     Index("tasks_running_idx", "worker_id", postgresql_where=text("state = 'running'")),
     Index("tasks_created_idx", "created_at"),
 )
@@ -73,17 +108,81 @@ steps = Table(
     Column("kind", Text, nullable=False, comment="llm, tool, retrieval or step"),
     Column("fingerprint", Text, nullable=False, comment="hash of name, ordinal and the request"),
     Column("epoch", Integer, nullable=False, comment="the claim that wrote the intent"),
-    Column(
-        "executions", SmallInteger, nullable=False, server_default="1", comment="intents so far; > 1: in doubt once"
-    ),
+    Column("executions", SmallInteger, nullable=False, server_default="1", comment="intents so far, retries included"),
+    Column("in_doubt", SmallInteger, nullable=False, server_default="0", comment="intents that nobody saw end"),
     Column("repeats", SmallInteger, nullable=False, server_default="0", comment="intents after it was done: always 0"),
     Column("state", Text, nullable=False, server_default="intent"),
     Column("result", JSON),
+    Column("in_blob", Boolean, nullable=False, server_default="false", comment="the result is in `blobs`"),
+    Column("until", DateTime(timezone=True), comment="waiting: when it is over at the latest"),
     Column("usage", JSON, comment="tokens of a model call"),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("finished_at", DateTime(timezone=True)),
     PrimaryKeyConstraint("task_id", "name", "ordinal"),
-    CheckConstraint("state IN ('intent', 'done', 'failed')", name="state"),
+    CheckConstraint("state IN ('intent', 'waiting', 'done', 'failed')", name="state"),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("task_id", Uuid, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("data", JSON, nullable=False),
+    PrimaryKeyConstraint("task_id", "name", "ordinal"),
+)
+
+signals = Table(
+    "signals",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("task_id", Uuid, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("signals_task_idx", "task_id", "name", "id"),
+)
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("scope", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("max_running", Integer, nullable=False),
+    PrimaryKeyConstraint("scope", "name"),
+    CheckConstraint("scope IN ('tenant', 'agent')", name="scope"),
+    CheckConstraint("max_running >= 0", name="max_running"),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("agent", Text, nullable=False),
+    Column("input", JSON, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("session_id", Text),
+    Column("priority", Text, nullable=False, server_default="normal"),
+    Column("max_attempts", SmallInteger, nullable=False, server_default="3"),
+    Column("deadline_s", Float, comment="seconds from the tick"),
+    Column("cron", Text, nullable=False),
+    Column("timezone", Text, nullable=False, server_default="UTC"),
+    Column("is_paused", Boolean, nullable=False, server_default="false"),
+    Column("next_at", DateTime(timezone=True), nullable=False),
+    Column("last_at", DateTime(timezone=True)),
+    Column("last_task_id", Uuid),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("schedules_next_idx", "next_at", postgresql_where=text("NOT is_paused")),
+)
+
+terms = Table(
+    "terms",
+    metadata,
+    Column("role", Text, primary_key=True),
+    Column("epoch", BigInteger, nullable=False, comment="grows with every leader; a stale one writes nothing"),
+    Column("holder", Text, nullable=False),
+    Column("backend_pid", Integer, nullable=False, comment="the server process that holds the advisory lock"),
+    Column("renewed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 
 workers = Table(
@@ -105,6 +204,7 @@ agents = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("input_schema", JSONB, nullable=False, comment="JSON Schema of the named inputs"),
+    Column("max_running", Integer, comment="as its author declared it; `limits` is what counts"),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 
