@@ -143,6 +143,14 @@ def _columns() -> None:
         existing_nullable=False,
         existing_server_default=sa.text("'1'::smallint"),
     )
+    op.alter_column(
+        "tasks",
+        "dispatch_at",
+        existing_type=postgresql.TIMESTAMP(timezone=True),
+        comment="held: its place in line; published: when to again",
+        existing_comment="when the keeper publishes it (again) if still queued",
+        existing_nullable=True,
+    )
 
 
 def _task_columns() -> None:
@@ -197,14 +205,6 @@ def _task_columns() -> None:
             nullable=True,
             comment="an operator took it off the list of the failed",
         ),
-    )
-    op.alter_column(
-        "tasks",
-        "dispatch_at",
-        existing_type=postgresql.TIMESTAMP(timezone=True),
-        comment="held: its place in line; published: when to again",
-        existing_comment="when the keeper publishes it (again) if still queued",
-        existing_nullable=True,
     )
 
 
