@@ -158,8 +158,10 @@ class Usage:
 class ChatReply:
     """A complete, checked answer.
 
-    `endpoint` is host and port of who answered (never a credential), `seconds` how long the call took on the first
-    run (a replay returns the same number), `level` how degraded the answer is: L0 is the endpoint that was asked.
+    `endpoint` names who answered (never a credential), `seconds` how long the call took on the first run (a replay
+    returns the same number). `level` is how degraded the answer is (L0: the endpoint that was asked) and `reasons` why;
+    `cached_at` (ISO 8601) and `age_s` are of a cached answer, `could_not_act` marks an apology in place of an action,
+    `cost` is money in the configured currency (None: no price is declared).
     """
 
     text: str
@@ -170,6 +172,11 @@ class ChatReply:
     finish_reason: str
     seconds: float
     level: str = "L0"
+    reasons: tuple[str, ...] = ()
+    cached_at: str | None = None
+    age_s: float | None = None
+    could_not_act: bool = False
+    cost: float | None = None
 
     def to_json(self) -> Json:
         """As a plain dict."""
@@ -182,11 +189,16 @@ class ChatReply:
             "finish_reason": self.finish_reason,
             "seconds": self.seconds,
             "level": self.level,
+            "reasons": list(self.reasons),
+            "cached_at": self.cached_at,
+            "age_s": self.age_s,
+            "could_not_act": self.could_not_act,
+            "cost": self.cost,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """From what `to_json` gave."""
+        """From what `to_json` gave, also in a journal that was written before the later fields existed."""
         return cls(
             text=data["text"],
             tool_calls=tuple(ToolCall.from_json(call) for call in data["tool_calls"]),
@@ -196,6 +208,11 @@ class ChatReply:
             finish_reason=data["finish_reason"],
             seconds=data["seconds"],
             level=data["level"],
+            reasons=tuple(data.get("reasons", ())),
+            cached_at=data.get("cached_at"),
+            age_s=data.get("age_s"),
+            could_not_act=data.get("could_not_act", False),
+            cost=data.get("cost"),
         )
 
     def as_message(self) -> Message:

@@ -1,7 +1,7 @@
 """Many small connection pools instead of one large: what keeps thousands of calls in flight cheap."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -17,13 +17,27 @@ STARTS_AT_ONCE = 32
 """Calls of a process that are being built, connected and sent at the same time. A burst of thousands would otherwise
 keep the loop from its sockets until connections that were accepted long ago count as timed out."""
 
+KEPT_HEADERS = ("host", "content-type", "content-length", "transfer-encoding", "accept-encoding")
+"""What the HTTP client itself must say."""
+
 
 class PooledTransport(httpx2.AsyncBaseTransport):
-    """Spreads requests over pools of `POOL_CONNECTIONS`, least busy first, and adds a pool when all are full."""
+    """Spreads requests over pools of `POOL_CONNECTIONS`, least busy first, and adds a pool when all are full.
+
+    Requests leave with `headers` and nothing else: the SDKs add what they know of the machine, and whatever the
+    environment of the process tells them to (`OPENAI_CUSTOM_HEADERS`), to any endpoint.
+    """
 
     def __init__(
-        self, *, max_connections: int, keepalive_s: float, stall_s: float, proxy_url: str | None = None
+        self,
+        *,
+        max_connections: int,
+        keepalive_s: float,
+        stall_s: float,
+        headers: Mapping[str, str],
+        proxy_url: str | None = None,
     ) -> None:
+        self._headers = headers
         self._ssl_context = httpx2.create_ssl_context(trust_env=False)  # once: tens of milliseconds each
         self._limits = httpx2.Limits(
             max_connections=min(POOL_CONNECTIONS, max_connections),
@@ -41,6 +55,9 @@ class PooledTransport(httpx2.AsyncBaseTransport):
         index = self._least_busy()
         self._in_flight[index] += 1
         request.extensions = {**request.extensions, "trace": _end_turn_when_sent}
+        request.headers = httpx2.Headers(
+            {**{name: request.headers[name] for name in KEPT_HEADERS if name in request.headers}, **self._headers}
+        )
         try:
             response = await self._pools[index].handle_async_request(request)
         except BaseException:
@@ -57,13 +74,13 @@ class PooledTransport(httpx2.AsyncBaseTransport):
             await pool.aclose()
 
     @asynccontextmanager
-    async def starting(self) -> AsyncIterator[None]:
+    async def starting(self) -> AsyncIterator["Turn"]:
         """Wait for a turn to start a request within this block; the turn ends when the request is sent."""
-        turn = _Turn(self._turns)
+        turn = Turn(self._turns)
         await turn.take()
         token = _TURN.set(turn)
         try:
-            yield
+            yield turn
         finally:
             _TURN.reset(token)
             turn.end()
@@ -114,14 +131,16 @@ class _Turns:
         self.sent_at = float("-inf")
 
 
-class _Turn:
-    """One place, given back once."""
+class Turn:
+    """One place, given back once; `is_sent` once the request has left."""
 
     def __init__(self, turns: _Turns) -> None:
         self._turns = turns
         self._is_taken = False
+        self.is_sent = False
 
     async def take(self) -> None:
+        """Wait for the place."""
         now = asyncio.get_running_loop().time
         while True:
             try:
@@ -135,16 +154,19 @@ class _Turn:
                 return
 
     def sent(self) -> None:
+        """The request has left: the next one may start."""
+        self.is_sent = True
         self._turns.sent_at = asyncio.get_running_loop().time()
         self.end()
 
     def end(self) -> None:
+        """Give the place back."""
         if self._is_taken:
             self._is_taken = False
             self._turns.places.release()
 
 
-_TURN: ContextVar[_Turn | None] = ContextVar("turn", default=None)
+_TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
 
 
 async def _end_turn_when_sent(event: str, _facts: dict[str, Any]) -> None:

@@ -77,6 +77,9 @@ class ChatServer:
         self.script = deque(script)
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.connections = 0
+        """How many clients have connected so far."""
         self.hang_ups = asyncio.Queue[int]()
         """The number of each request whose client left before it was answered."""
         self._delay_s = delay_s
@@ -110,6 +113,7 @@ class ChatServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        self.connections += 1
         task.add_done_callback(self._connections.discard)
         try:
             while not writer.is_closing():
@@ -120,10 +124,11 @@ class ChatServer:
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[1:]
+        start, *head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head if line)}
         self.requests.append(json.loads(await reader.readexactly(int(headers["content-length"]))))
         self.headers.append(headers)
+        self.paths.append(start.split(" ")[1])
         number = len(self.requests)
         acting = asyncio.ensure_future(self._act(writer))
         leaving = asyncio.ensure_future(reader.read(1))

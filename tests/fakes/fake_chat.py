@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncGenerator
 
 from shared.errors import FleetError
 from shared.llm.answer import estimate_tokens
@@ -9,7 +10,7 @@ from shared.llm.messages import ChatReply, ChatRequest, ToolCall, Usage
 
 
 class FakeChat:
-    """A `ChatPort`. Scripted answers come first, in order; without any left it echoes the last message."""
+    """A `ChatPort` and a `StreamPort`. Scripted answers come first, in order; then it echoes the last message."""
 
     def __init__(self, *script: str | ToolCall | FleetError) -> None:
         self.script = deque(script)
@@ -35,3 +36,11 @@ class FakeChat:
             finish_reason="stop" if isinstance(line, str) else "tool_calls",
             seconds=0.0,
         )
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[str | ChatReply, None]:
+        """Say the next line word by word."""
+        reply = await self.chat(request)
+        for number, word in enumerate(reply.text.split(" ")):
+            if piece := word if number == 0 else f" {word}":
+                yield piece
+        yield reply

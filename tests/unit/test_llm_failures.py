@@ -48,6 +48,19 @@ def test_an_empty_account_is_no_rate_limit() -> None:
     assert type(failure(429, {"code": "insufficient_quota"})) is LLMRefused
 
 
+def test_tokens_a_minute_at_alibaba_go_by_the_name_of_an_empty_account() -> None:
+    detail = {"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}
+    hosts = ("dashscope.aliyuncs.com", "api.openai.com")
+    failures = [failure_for_status(429, headers={}, detail=detail, endpoint="e", now=NOW, host=host) for host in hosts]
+    assert [type(one) for one in failures] == [LLMRateLimited, LLMRefused]
+
+
+def test_whether_to_retry_is_the_endpoints_word() -> None:
+    assert failure(503, None, **{"x-should-retry": "false"}).context["should_retry"] is False
+    assert failure(409, None, **{"x-should-retry": "true"}).context["should_retry"] is True
+    assert "should_retry" not in failure(503).context
+
+
 def test_overload_may_say_when_to_come_back() -> None:
     named = failure(503, None, **{"retry-after": "4"})
     assert isinstance(named, LLMUnavailable)
@@ -91,6 +104,10 @@ def test_any_retry_after_is_a_wait_or_nothing(said: str) -> None:
         ({"error": "out of memory"}, LLMUnavailable),
         ({"object": "error", "message": "no"}, LLMUnavailable),
         ({"error": {"code": 200, "message": "odd"}}, LLMUnavailable),
+        ({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, LLMUnavailable),
+        ({"error": {"code": None, "type": "rate_limit_error"}}, LLMRateLimited),
+        ({"error": {"code": "odd", "type": "invalid_request_error"}}, LLMRefused),
+        ({"object": "error", "code": 400, "type": "BadRequestError"}, LLMRefused),
     ],
 )
 def test_error_inside_a_200_is_the_error_it_names(body: dict[str, Any], kind: type[FleetError]) -> None:

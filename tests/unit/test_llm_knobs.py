@@ -20,6 +20,13 @@ def test_llm_knobs_that_cannot_work_are_named() -> None:
         LLMKnobs(total_timeout_s=0)
     with pytest.raises(ValueError, match="max_connections"):
         LLMKnobs(max_connections=0)
+    with pytest.raises(ValueError, match="idle_timeout_s"):
+        LLMKnobs(idle_timeout_s=0)
+    with pytest.raises(ValueError, match="min_tokens_per_s"):
+        LLMKnobs(min_tokens_per_s=-1)
+    for extra in ("[]", "{", ""):
+        with pytest.raises(ValueError, match="extra_body"):
+            LLMKnobs(extra_body=extra)
 
 
 def test_memory_knobs_that_cannot_work_are_named() -> None:

@@ -23,7 +23,22 @@ REQUESTS = st.builds(
     st.none() | st.floats(0.1, 600),
 )
 USAGES = st.builds(Usage, st.integers(0, 10**9), st.integers(0, 10**9), st.booleans())
-REPLIES = st.builds(ChatReply, TEXT, CALLS, TEXT, TEXT, USAGES, TEXT, st.floats(0, 1e6), st.sampled_from(["L0", "L1"]))
+REPLIES = st.builds(
+    ChatReply,
+    TEXT,
+    CALLS,
+    TEXT,
+    TEXT,
+    USAGES,
+    TEXT,
+    st.floats(0, 1e6),
+    st.sampled_from(["L0", "L1"]),
+    st.lists(TEXT, max_size=2).map(tuple),
+    st.none() | TEXT,
+    st.none() | st.floats(0, 1e6),
+    st.booleans(),
+    st.none() | st.floats(0, 1e6),
+)
 
 
 @given(REQUESTS)
@@ -34,6 +49,12 @@ def test_a_request_survives_json(request: ChatRequest) -> None:
 @given(REPLIES)
 def test_a_reply_survives_json(reply: ChatReply) -> None:
     assert ChatReply.from_json(json.loads(json.dumps(reply.to_json()))) == reply
+
+
+def test_a_reply_of_an_older_journal_is_read_with_what_it_lacks_left_empty() -> None:
+    later = ("reasons", "cached_at", "age_s", "could_not_act", "cost")
+    reply = ChatReply("hi", (), "m", "e", Usage(1, 2), "stop", 0.5)
+    assert ChatReply.from_json({name: value for name, value in reply.to_json().items() if name not in later}) == reply
 
 
 @given(REQUESTS, st.none() | st.floats(0.1, 600))

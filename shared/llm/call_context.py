@@ -1,0 +1,29 @@
+"""For whom a run asks, by when, and out of whose purse."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from shared.resilience.spending import Budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallContext:
+    """What guards must know beside the question."""
+
+    tenant: str = "default"
+    agent: str = "chat"
+    run: str | None = None
+    """Id of the run, for its budget."""
+    deadline_at: datetime | None = None
+    """After this nobody waits for an answer, not even for a static one."""
+    must_act: bool | None = None
+    """Whether words alone are no answer; None: as the agent's policy says."""
+    inherited: tuple[Budget, ...] = ()
+    """Budgets of the runs that started this one: it draws on them as well."""
+    scope: str = ""
+    """Rights under which answers are made: a hash of roles, for example. They are kept apart by it."""
+    user: str = ""
+    """Set for personalised answers: they are given again to nobody else."""
+    corpus: str = ""
+    """Version of the documents behind the answers."""
+    locale: str = ""

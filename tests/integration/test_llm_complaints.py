@@ -1,0 +1,319 @@
+"""What users of LLM gateways complain about most, as tests of ours over real sockets.
+
+Each test names the complaint. Those about chains, cooldowns, caches and budgets are where the chain is tested; these
+are about one endpoint: its streams, its time limits, and what is made of its failures. Half of the providers are
+llmock's, which also judges what its client did; the other half does what llmock cannot.
+"""
+
+import asyncio
+import gc
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from itertools import count
+
+import httpx2
+import pytest
+import pytest_asyncio
+from llmock.pytest_plugin import LLMock
+
+from shared.errors import FleetError, LLMRateLimited, LLMTimeout, LLMUnavailable, RetryLater
+from shared.llm.adapters import DialectName, open_adapter
+from shared.llm.classify import Outcome, classify
+from shared.llm.knobs import LLMKnobs
+from shared.llm.messages import ChatReply, ChatRequest, Message
+from shared.llm.openai_dialect import ChunkFold
+from shared.llm.port import Adapter
+from shared.llm.sse import EventReader
+from shared.llm.timeouts import Pace
+from shared.llm.wire import Call
+from shared.resilience.deadline import within
+from shared.resilience.knobs import RetryKnobs
+from shared.resilience.retry import Again, retried
+from tests.fakes.chat_server import ChatServer, drips, http, says, sends, stays_silent
+from tests.fakes.odd_provider import COMMENT, DONE, chunk, dribbles_headers, event, repeats, resets, streams, told
+
+BOTH: tuple[DialectName, ...] = ("openai", "anthropic")
+QUICK = RetryKnobs(retries=3, first_wait_s=0.02, suspend_after_s=5.0)
+HALF = [event(chunk("Half an ")), event(chunk("answer"))]
+_numbers = count()
+
+
+def knobs(base_url: str, *, streamed: bool = True) -> LLMKnobs:
+    return LLMKnobs(
+        base_url=base_url,
+        stream_answers=streamed,
+        first_token_timeout_s=0.4,
+        idle_timeout_s=0.3,
+        total_timeout_s=3.0,
+    )
+
+
+def question(timeout_s: float | None = None) -> ChatRequest:
+    """A new one each time: the judge takes the same question for a retry."""
+    return ChatRequest((Message("user", f"Question {next(_numbers)}?"),), timeout_s=timeout_s)
+
+
+def judge(error: BaseException) -> Again:
+    outcome = classify(error)
+    return Again(outcome.retry_here, outcome.retry_after_s, outcome.reason)
+
+
+async def asked(chat: Adapter, request: ChatRequest | None = None) -> ChatReply:
+    """As the plane asks: every failure is classified, and tried again here if that is what it means."""
+    one = request or question()
+    return await retried(lambda attempt: chat.chat(one), judge=judge, knobs=QUICK)
+
+
+async def outcome_of(chat: Adapter, request: ChatRequest | None = None) -> Outcome:
+    with pytest.raises(FleetError) as caught:
+        await chat.chat(request or question())
+    return classify(caught.value)
+
+
+Open = Callable[..., Adapter]
+
+
+@pytest_asyncio.fixture
+async def opened() -> AsyncIterator[Open]:
+    adapters: list[Adapter] = []
+
+    def one(base_url: str, *, dialect: DialectName = "openai", streamed: bool = True) -> Adapter:
+        adapters.append(open_adapter(knobs(base_url, streamed=streamed), dialect=dialect))
+        return adapters[-1]
+
+    yield one
+    for adapter in adapters:
+        await adapter.aclose()
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[ChatServer]:
+    async with ChatServer() as server:
+        yield server
+
+
+def test_complaint_1_a_gateway_library_brings_its_supply_chain_into_every_process() -> None:
+    code = (
+        "import socket, sys; socket.socket.connect = lambda *_: sys.exit('opened a connection');"
+        "import shared.llm.adapters, shared.llm.openai_chat;"
+        "print(sorted({'litellm', 'anthropic', 'langchain', 'requests', 'tiktoken'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+@pytest.mark.parametrize("dialect", BOTH)
+@pytest.mark.parametrize("fault", ["disconnect", "truncate", "corrupt", "stall"])
+async def test_complaint_2_a_stream_that_is_cut_stalled_or_malformed_is_asked_again(
+    llmock: LLMock, opened: Open, fault: str, dialect: DialectName
+) -> None:
+    getattr(llmock, fault)(after_chunks=2)
+    reply = await asked(opened(llmock.base_url(dialect), dialect=dialect))
+    assert reply.text and reply.finish_reason == "stop"
+    assert len(llmock.requests) == 2
+    llmock.assert_resilient()
+
+
+async def test_complaint_3_a_429_in_the_middle_of_a_stream_is_a_wait_and_no_loop(
+    server: ChatServer, opened: Open
+) -> None:
+    server.script.append(streams([*HALF, event({"error": {"code": 429, "message": "slow down"}}), DONE]))
+    chat, cpu_s = opened(server.base_url), time.process_time()
+    outcome = await outcome_of(chat)
+    await asyncio.sleep(0.3)
+    assert (outcome.kind, outcome.learn, outcome.slows) == ("rate_limited", "neutral", True)
+    assert len(server.requests) == 1
+    assert time.process_time() - cpu_s < 0.25
+
+
+async def test_complaint_4_overloaded_in_a_stream_is_a_failure_of_the_endpoint(
+    server: ChatServer, opened: Open
+) -> None:
+    overloaded = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    server.script.append(streams([event(overloaded, name="error")]))
+    server.script.append(streams([*HALF, event(overloaded)]))
+    for dialect in ("anthropic", "openai"):
+        outcome = await outcome_of(opened(server.base_url, dialect=dialect))
+        assert (outcome.kind, outcome.learn, outcome.next) == ("overloaded", "failure", "retry")
+
+
+FOREVER = {
+    "silence": lambda: stays_silent(),
+    "headers that dribble": lambda: dribbles_headers(every_s=0.01),
+    "a body that dribbles": lambda: drips(http(200, b'{"id": "' + b"x" * 5000), every_s=0.01),
+    "comments": lambda: repeats(COMMENT, every_s=0.01),
+    "tokens without end": lambda: repeats(event(chunk("x")), every_s=0.01),
+}
+
+
+@pytest.mark.parametrize("name", FOREVER)
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_complaint_6_a_time_limit_holds_whatever_the_endpoint_does(
+    server: ChatServer, opened: Open, name: str, streamed: bool
+) -> None:
+    server.script.append(FOREVER[name]())
+    chat, started = opened(server.base_url, streamed=streamed), time.monotonic()
+    with pytest.raises(LLMTimeout):
+        await chat.chat(question(timeout_s=0.25))
+    assert time.monotonic() - started < 0.7
+
+
+async def test_complaint_10_failing_calls_leave_nothing_behind(server: ChatServer, opened: Open) -> None:
+    chat = opened(server.base_url)
+    faults = [streams(HALF), streams(HALF, end="reset"), streams([*HALF, event("{oops")]), resets(), streams(told("x"))]
+    server.script += faults * 40
+    ended: list[ChatReply | BaseException] = []
+    for _ in range(40):
+        ended += await asyncio.gather(*[chat.chat(question()) for _ in faults], return_exceptions=True)
+    assert {type(one) for one in ended} >= {LLMUnavailable, ChatReply}
+    ended.clear()
+    gc.collect()
+    kinds = (Call, Pace, ChunkFold, EventReader, LLMUnavailable, ChatReply, httpx2.Request, httpx2.Response)
+    left = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+    assert max(left.values(), default=0) <= len(faults), f"more than the last five of 200 calls: {left}"
+
+
+@pytest.mark.parametrize("end", ["clean", "hang up", "reset"])
+@pytest.mark.parametrize("goodbye", [[], [DONE]])
+async def test_complaint_12_half_an_answer_is_never_a_clean_200(
+    server: ChatServer, opened: Open, end: str, goodbye: list[bytes]
+) -> None:
+    server.script.append(streams([*HALF, *goodbye], end=end))  # type: ignore[arg-type]
+    assert (await outcome_of(opened(server.base_url))).kind == "invalid_answer"
+
+
+async def test_complaint_13_the_wait_for_headers_is_under_the_limit_too(server: ChatServer, opened: Open) -> None:
+    server.script += [stays_silent(), dribbles_headers(every_s=0.01)]
+    chat = opened(server.base_url)
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(LLMTimeout, match="first_token"):
+            await chat.chat(question())
+        assert time.monotonic() - started < 1.0
+
+
+async def test_complaint_14_an_error_after_the_first_token_is_an_error_and_says_what_was_shown(
+    server: ChatServer, opened: Open
+) -> None:
+    server.script.append(streams([*HALF, event({"error": {"message": "upstream lost"}})]))
+    pieces: list[str] = []
+
+    async def read() -> None:
+        async with aclosing(opened(server.base_url).stream(question())) as items:
+            async for item in items:
+                assert isinstance(item, str), "half an answer is no reply"
+                pieces.append(item)
+
+    with pytest.raises(LLMUnavailable) as caught:
+        await read()
+    outcome = classify(caught.value)
+    assert (outcome.next, outcome.learn) == ("retry", "failure")
+    assert caught.value.context["written"] == len("".join(pieces)) == len("Half an answer")
+
+
+async def test_complaint_15_a_stream_that_is_alive_but_too_slow_is_given_up(server: ChatServer) -> None:
+    server.script.append(repeats(event(chunk("x")), every_s=0.12))
+    slow = LLMKnobs(base_url=server.base_url, stream_answers=True, min_tokens_per_s=20, throughput_window_s=0.5)
+    chat, started = open_adapter(slow), time.monotonic()
+    with pytest.raises(LLMTimeout, match="throughput"):
+        await chat.chat(question())
+    assert time.monotonic() - started < 2.0
+    await chat.aclose()
+
+
+async def test_complaint_16_no_state_is_left_over_between_attempts(server: ChatServer, opened: Open) -> None:
+    broken = [streams(HALF), streams([*HALF, event("{oops")]), resets()]
+    server.script += [*broken, streams(told("whole"))]
+    reply = await asked(opened(server.base_url))
+    assert reply.text == "whole", "nothing of the earlier halves"
+    assert len(server.requests) == 4
+    assert all(request == server.requests[0] for request in server.requests)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_complaint_18_time_limits_do_not_multiply_by_retries(
+    server: ChatServer, opened: Open, streamed: bool
+) -> None:
+    server.script += [stays_silent() for _ in range(9)]
+    chat, started = opened(server.base_url, streamed=streamed), time.monotonic()
+    with within(0.6), pytest.raises(FleetError):
+        await asked(chat)
+    assert time.monotonic() - started < 1.1
+    assert len(server.requests) <= 2, "nobody behind the port retries"
+
+
+async def test_complaint_19_a_connection_that_fails_and_an_empty_stream_are_failures_to_go_on_from(
+    server: ChatServer, opened: Open
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    server.script += [streams([]), streams([DONE]), sends(b"", hang_up=True), resets()]
+    outcomes = [await outcome_of(opened(f"http://127.0.0.1:{port}/v1"))]
+    chat = opened(server.base_url)
+    outcomes += [await outcome_of(chat) for _ in range(4)]
+    assert [one.kind for one in outcomes] == [
+        "unreachable", "invalid_answer", "invalid_answer", "unreachable", "unreachable",
+    ]  # fmt: skip
+    assert {(one.learn, one.next) for one in outcomes} == {("failure", "retry")}
+
+
+@pytest.mark.parametrize("dialect", BOTH)
+async def test_complaint_20_a_429_is_a_wait_of_the_length_it_names(
+    llmock: LLMock, opened: Open, dialect: DialectName
+) -> None:
+    llmock.rate_limit(times=2, retry_after=0.3)
+    assert (await asked(opened(llmock.base_url(dialect), dialect=dialect))).text
+    assert len(llmock.requests) == 3
+    llmock.assert_resilient(strict=True)
+
+
+async def test_complaint_20_a_429_that_names_a_long_wait_holds_no_slot(llmock: LLMock, opened: Open) -> None:
+    llmock.rate_limit(times=1, retry_after=30.0)
+    with pytest.raises(RetryLater) as caught:
+        await asked(opened(llmock.base_url("openai")))
+    assert caught.value.retry_after_s is not None and caught.value.retry_after_s >= 30.0
+    assert isinstance(caught.value.__cause__, LLMRateLimited)
+    assert len(llmock.requests) == 1
+
+
+@pytest.mark.parametrize("dialect", BOTH)
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 529])
+async def test_llmocks_verdict_on_servers_that_fail_is_that_we_retry_with_patience(
+    llmock: LLMock, opened: Open, status: int, dialect: DialectName
+) -> None:
+    llmock.fail(status, times=2)
+    assert (await asked(opened(llmock.base_url(dialect), dialect=dialect, streamed=False))).text
+    assert len(llmock.requests) == 3
+    llmock.assert_resilient()
+
+
+@pytest.mark.parametrize("dialect", BOTH)
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+async def test_llmocks_verdict_on_refusals_is_that_we_ask_once(
+    llmock: LLMock, opened: Open, status: int, dialect: DialectName
+) -> None:
+    llmock.fail(status, times=5)
+    with pytest.raises(FleetError):
+        await asked(opened(llmock.base_url(dialect), dialect=dialect))
+    assert len(llmock.requests) == 1
+    llmock.assert_resilient()
+
+
+async def test_llmocks_limits_are_seen_by_their_true_numbers(llmock: LLMock) -> None:
+    llmock.limits(rpm=50)
+    left: list[float | None] = []
+    chat = open_adapter(knobs(llmock.base_url("openai")), on_limits=lambda seen: left.append(seen.requests_left))
+    await chat.chat(question())
+    await chat.chat(question())
+    assert left == [49.0, 48.0]
+    await chat.aclose()
+
+
+async def test_says_is_an_answer_to_whoever_asked_for_a_stream(server: ChatServer, opened: Open) -> None:
+    server.script.append(says({"error": {"message": "no streaming here", "code": 400}}))
+    assert (await outcome_of(opened(server.base_url))).kind == "bad_request"

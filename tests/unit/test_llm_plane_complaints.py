@@ -1,0 +1,128 @@
+"""What users of gateways complain about, where it concerns fallbacks, ladders, budgets and cool-downs: each is a test.
+
+Streams that break are in test_llm_plane_stream.py, the cache's tenants in test_llm_plane_answers.py.
+"""
+
+import asyncio
+import time
+
+import pytest
+
+from shared.errors import BudgetSpent, LLMRateLimited, LLMRefused, LLMTimeout, LLMUnavailable
+from shared.llm.messages import ChatRequest, Message
+from tests.fakes.fake_plane import PlaneWorld
+
+HELLO = ChatRequest((Message("user", "Hello?"),), temperature=0.0)
+
+
+def down() -> LLMUnavailable:
+    return LLMUnavailable("it hung up")
+
+
+async def test_complaint_a_timeout_of_20_s_took_over_a_minute_before_the_fallback() -> None:
+    """A timeout is not repeated at the model that timed out while another one waits: one call each."""
+    world = PlaneWorld()
+    world.first.script.extend(LLMTimeout("no answer within 20 s", phase="total", limit_s=20.0) for _ in range(4))
+    assert (await world.chat(HELLO)).level == "L1"
+    assert world.asked() == {"first": 1, "second": 1}
+
+
+async def test_complaint_timeouts_multiply_by_retries() -> None:
+    """Three retries of a chain that hangs end with the caller's time, not with a multiple of it."""
+    world = PlaneWorld()
+    world.first.hangs = world.second.hangs = True
+    began = time.monotonic()
+    await world.chat(ChatRequest(HELLO.messages, timeout_s=0.2))
+    assert time.monotonic() - began < 1.0
+
+
+async def test_complaint_cooling_down_again_keeps_the_shorter_time() -> None:
+    """Of two Retry-Afters the later moment holds."""
+    world = PlaneWorld()
+    early, late = [await world.plane.gate.admit("first:big-2") for _ in range(2)]
+    await early.settle("neutral", seconds=0.1, retry_after_s=60.0)
+    await late.settle("neutral", seconds=0.1, retry_after_s=6.0)
+    assert (await world.plane.gate.stats("first:big-2")).not_before_s > 50.0
+
+
+async def test_complaint_a_cool_down_reaches_the_next_call_late() -> None:
+    """The very next call knows."""
+    world = PlaneWorld()
+    world.first.script.append(LLMRateLimited("slow down", retry_after_s=30.0))
+    await world.chat(HELLO)
+    await world.chat(HELLO)
+    assert world.asked()["first"] == 1
+
+
+async def test_complaint_a_failed_fallback_target_is_never_cooled_down() -> None:
+    world = PlaneWorld()
+    world.first.script.extend(down() for _ in range(200))
+    world.second.script.extend(LLMRateLimited("slow", retry_after_s=1000.0) for _ in range(200))
+    for _ in range(5):
+        assert (await world.chat(HELLO)).level in ("L1", "L4")
+    assert world.asked()["second"] == 1
+
+
+async def test_complaint_fallbacks_and_limits_are_configured_and_inert() -> None:
+    """A limit of one call at a time sends the second call to the backup; a budget of nothing lets nothing through."""
+    world = PlaneWorld(first="limits: {concurrency: 1}")
+    world.first.hangs = True
+    holding = asyncio.create_task(world.chat(ChatRequest(HELLO.messages, timeout_s=5.0)))
+    while not world.asked()["first"]:
+        await asyncio.sleep(0)
+    assert (await world.chat(HELLO)).level == "L1"
+    holding.cancel()
+    await asyncio.gather(holding, return_exceptions=True)
+    broke = PlaneWorld(more="budgets: {tenant: {tokens: 0}}")
+    with pytest.raises(BudgetSpent):
+        await broke.chat(HELLO)
+    assert broke.asked() == {"first": 0, "second": 0}
+
+
+@pytest.mark.parametrize("cause", ["ConnectError", "ReadError", "RemoteProtocolError"])
+async def test_complaint_the_fallback_ignores_connection_errors(cause: str) -> None:
+    world = PlaneWorld()
+    world.first.script.extend(LLMUnavailable("could not be reached", cause=cause) for _ in range(2))
+    assert (await world.chat(HELLO)).level == "L1"
+
+
+async def test_complaint_state_left_over_between_attempts_kills_retries() -> None:
+    """A retry sends the very same request again, whole."""
+    world = PlaneWorld()
+    world.first.script.append(down())
+    assert (await world.chat(HELLO)).level == "L0"
+    assert world.first.requests[0] == world.first.requests[1]
+
+
+async def test_complaint_a_rate_limit_is_treated_as_final() -> None:
+    world = PlaneWorld()
+    world.first.script.append(LLMRateLimited("slow down", retry_after_s=0.01))
+    assert (await world.chat(HELLO)).level == "L0"
+
+
+async def test_complaint_every_message_replays_the_dead_chain() -> None:
+    world = PlaneWorld()
+    for adapter in (world.first, world.second):
+        adapter.script.extend(down() for _ in range(500))
+    for _ in range(10):
+        await world.chat(HELLO)
+    settled = sum(world.asked().values())
+    for _ in range(50):
+        assert (await world.chat(HELLO)).level == "L4"
+    assert sum(world.asked().values()) - settled <= 3, "one probe a second at the last model"
+
+
+async def test_complaint_failures_in_the_midst_of_a_429_loop_burn_the_processor() -> None:
+    """A model that answers 429 without a time, for ever: a bounded number of calls, then the backup."""
+    world = PlaneWorld()
+    world.first.script.extend(LLMRateLimited("slow down") for _ in range(500))
+    assert (await world.chat(HELLO)).level == "L1"
+    assert world.asked()["first"] <= 2
+
+
+async def test_complaint_safety_refusals_are_shopped_around() -> None:
+    world = PlaneWorld()
+    world.first.script.append(LLMRefused("filtered", subject="content"))
+    with pytest.raises(LLMRefused):
+        await world.chat(HELLO)
+    assert world.asked()["second"] == 0
