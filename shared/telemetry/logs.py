@@ -2,18 +2,23 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
 import structlog
 
+from shared.telemetry.redaction import Hook, Redaction
 
-def setup_logs(*, style: Literal["json", "console"] = "json", level: str = "INFO") -> None:
-    """Send structlog and the standard library's loggers to stderr, one line per event.
+
+def setup_logs(*, style: Literal["json", "console"] = "json", level: str = "INFO", hooks: Sequence[Hook] = ()) -> None:
+    """Send structlog and the standard library's loggers to stderr, one line per event, without secrets.
 
     Args:
         style: `json` for machines, `console` for people.
         level: The lowest level that is printed, as the `logging` module names it.
+        hooks: Asked before the built-in redaction; `load_hooks(knobs.redact)`.
     """
+    redaction = Redaction(hooks)
     renderer = structlog.processors.JSONRenderer() if style == "json" else structlog.dev.ConsoleRenderer(colors=False)
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -22,10 +27,12 @@ def setup_logs(*, style: Literal["json", "console"] = "json", level: str = "INFO
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, redaction, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line for every model call
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr, level=level)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(redaction.formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=level)
