@@ -1,10 +1,12 @@
-"""The roof: what a producer imports to hand tasks to the fleet and to ask for their results.
+"""The roof: what a producer imports to hand tasks to the fleet, to steer them and to ask for their results.
 
     client = FleetClient()                                        # FLEET_DB_URL and FLEET_BROKER_URL
     task = client.submit("chat", {"message": "hi"})               # Django, Flask, scripts
     task = await client.asubmit("chat", {"message": "hi"})        # asyncio services
     client.submit("chat", {"message": "hi"}, tx=session)          # in the producer's own transaction
+    client.submit("report", priority="batch", delay_s=3600)       # later, behind everything else
     print(task.result(timeout_s=60))
+    client.signal(task.id, "approval", {"by": "ann"}); client.cancel(task.id)
 
 A task is accepted when PostgreSQL or RabbitMQ has it on disk. The names without `a` run the same coroutines on a loop
 of the client's own, so there is one implementation.
@@ -12,11 +14,11 @@ of the client's own, so there is one implementation.
 
 import asyncio
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import structlog
@@ -28,23 +30,20 @@ from shared.broker.publisher import Publisher
 from shared.contracts import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_TENANT,
-    FleetHeader,
+    Priority,
     TaskMessage,
-    checked_agent_name,
-    keyed_task_id,
 )
-from shared.errors import (
-    BadInput,
-    DatabaseUnavailable,
-    FleetError,
-    NotAccepted,
-    PublishUnconfirmed,
-    ResultPending,
-    TaskFailed,
-)
-from shared.ledger.intake import Intake
-from shared.ledger.rows import FINISHED, TaskView, accept_statement, refuse_nul, task_row
-from shared.ledger.views import latest, state_of, task_of
+from shared.db.database import Database
+from shared.errors import BadInput, DatabaseUnavailable, TaskCancelled, TaskFailed
+from shared.ledger.helm import Helm, OnChange
+from shared.ledger.intake import Intake, is_later
+from shared.ledger.knobs import LedgerKnobs
+from shared.ledger.order import checked_id, new_message
+from shared.ledger.replaying import Preview
+from shared.ledger.rows import TaskView, accept_statement
+from shared.ledger.sealed_input import seal_message
+from shared.ledger.vault import NO_VAULT, OUTPUT
+from shared.ledger.views import finished, latest, state_of, task_of
 from shared.resilience.portal import Portal
 from shared.settings import Settings, load
 
@@ -54,10 +53,6 @@ Transaction = Session | Connection | AsyncSession | AsyncConnection | scoped_ses
 AcceptedBy = Literal["ledger", "broker", "transaction"]
 T = TypeVar("T")
 
-LONGEST_DEADLINE_S = 366 * 86_400.0
-"""Seconds; a task that may take longer has no deadline."""
-CONFIRM_WAIT_S = 0.5
-"""Seconds a submit that the ledger accepted waits for the broker; the keeper publishes what is not confirmed."""
 HOOK_DISPATCH_S = 1.0
 """Seconds until the keeper publishes a task of a producer's transaction, should the commit hook not have done it."""
 VISIBLE_TRIES_S = (0.0, 0.02, 0.1, 0.5)
@@ -91,7 +86,7 @@ class SubmittedTask:
 
 
 class FleetClient:
-    """Submits tasks and reads their results. One per process is enough; safe from any thread and any event loop.
+    """Submits tasks, steers them and reads their results. One per process is enough; safe from any thread and loop.
 
     Args:
         settings: Where the servers are; read from the environment when not given.
@@ -99,6 +94,7 @@ class FleetClient:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or load()
+        self._vault = NO_VAULT
         self._publisher = Publisher(self._settings.broker)
         self._doors: WeakKeyDictionary[asyncio.AbstractEventLoop, Intake] = WeakKeyDictionary()
         self._portal = Portal()
@@ -107,7 +103,8 @@ class FleetClient:
     def submit(
         self, agent: str, input: Mapping[str, Any] | None = None, *, session: str | None = None,
         tenant: str = DEFAULT_TENANT, idempotency_key: str | None = None, deadline_s: float | None = None,
-        max_attempts: int = DEFAULT_MAX_ATTEMPTS, tx: Session | Connection | scoped_session[Any] | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS, priority: Priority = "normal", available_at: datetime | None = None,
+        delay_s: float | None = None, tx: Session | Connection | scoped_session[Any] | None = None,
     ) -> SubmittedTask:  # fmt: skip
         """Hand a task to the fleet.
 
@@ -118,71 +115,177 @@ class FleetClient:
             idempotency_key: Same tenant and key, same task: a repeated submit returns the first task.
             deadline_s: Seconds from now until the task fails if it is not finished.
             max_attempts: How many workers may die under it before it fails.
+            priority: `interactive`, `normal` or `batch`: which queue it stands in.
+            available_at, delay_s: When it may start: a time with its zone, or seconds from now.
             tx: The caller's own SQLAlchemy session or connection: the task exists if, and only if, it commits.
 
-        Raises: BadInput naming the field; UnknownAgent; NotAccepted when neither PostgreSQL nor RabbitMQ took it.
+        Raises: BadInput naming the field; TooLarge; UnknownAgent; NotAccepted when neither PostgreSQL nor RabbitMQ
+            took it.
         """
-        message = self._message(agent, input, session, tenant, idempotency_key, deadline_s, max_attempts)
+        message = self._message(
+            agent, input, session=session, tenant=tenant, idempotency_key=idempotency_key, deadline_s=deadline_s,
+            max_attempts=max_attempts, priority=priority, available_at=available_at, delay_s=delay_s,
+        )  # fmt: skip
         if tx is None:
             return self._wait(self._asubmit(message))
         if isinstance(tx, AsyncSession | AsyncConnection):
             raise BadInput("submit() takes a sync session or connection as tx: await asubmit() with this one")
-        self._wait(self._acheck(message))
-        tx.execute(accept_statement(message, dispatch_after_s=HOOK_DISPATCH_S))
-        return self._hooked(message, tx() if isinstance(tx, scoped_session) else tx)
+        is_held = self._wait(self._acheck(message))
+        message = seal_message(self._vault, message)
+        tx.execute(accept_statement(message, dispatch_after_s=HOOK_DISPATCH_S, is_held=is_held))
+        return self._hooked(message, tx() if isinstance(tx, scoped_session) else tx, is_held=is_held)
 
     async def asubmit(
         self, agent: str, input: Mapping[str, Any] | None = None, *, session: str | None = None,
         tenant: str = DEFAULT_TENANT, idempotency_key: str | None = None, deadline_s: float | None = None,
-        max_attempts: int = DEFAULT_MAX_ATTEMPTS, tx: AsyncSession | AsyncConnection | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS, priority: Priority = "normal", available_at: datetime | None = None,
+        delay_s: float | None = None, tx: AsyncSession | AsyncConnection | None = None,
     ) -> SubmittedTask:  # fmt: skip
         """Hand a task to the fleet; see `submit`."""
-        message = self._message(agent, input, session, tenant, idempotency_key, deadline_s, max_attempts)
+        message = self._message(
+            agent, input, session=session, tenant=tenant, idempotency_key=idempotency_key, deadline_s=deadline_s,
+            max_attempts=max_attempts, priority=priority, available_at=available_at, delay_s=delay_s,
+        )  # fmt: skip
         if tx is None:
             return await self._asubmit(message)
         if not isinstance(tx, AsyncSession | AsyncConnection):
             raise BadInput("asubmit() takes an async session or connection as tx: call submit() with this one")
-        await self._acheck(message)
-        await tx.execute(accept_statement(message, dispatch_after_s=HOOK_DISPATCH_S))
+        is_held = await self._acheck(message)
+        message = seal_message(self._vault, message)
+        await tx.execute(accept_statement(message, dispatch_after_s=HOOK_DISPATCH_S, is_held=is_held))
         sync = tx.sync_session if isinstance(tx, AsyncSession) else tx.sync_connection
         if sync is None:
             raise BadInput("the connection given as tx is not started: use it inside `async with engine.begin()`")
-        return self._hooked(message, sync)
+        return self._hooked(message, sync, is_held=is_held)
 
     def result(self, task_id: UUID | str, timeout_s: float = 60.0) -> Any:
         """Wait for a task's output.
 
-        Raises: TaskFailed with the recorded error; ResultPending when it is not finished in time; UnknownTask when
-            nobody has heard of it by then.
+        Raises: TaskFailed with the recorded error; TaskCancelled; ResultPending when it is not finished in time, saying
+            what it waits for; UnknownTask when nobody has heard of it by then.
         """
         return self._wait(self.aresult(task_id, timeout_s))
 
     async def aresult(self, task_id: UUID | str, timeout_s: float = 60.0) -> Any:
         """Wait for a task's output; see `result`."""
-        view = await self._afinished(_uuid(task_id), timeout_s)
+        view = await finished(self._database, checked_id(task_id), timeout_s=timeout_s)
         if view.state == "succeeded":
-            return view.output
+            return self._vault.open(view.output, task_id=view.id, role=OUTPUT)
         error = view.error or {"message": "no reason recorded"}
+        if view.state == "cancelled":
+            raise TaskCancelled(f"task {view.id}: {error['message']}", task_id=str(view.id), error=error)
         raise TaskFailed(f"task {view.id} failed: {error['message']}", task_id=str(view.id), error=error)
 
     def status(self, task_id: UUID | str) -> TaskView:
-        """A task and its steps as the ledger has them now.
+        """A task with its steps and children as the ledger has them now.
 
         Raises: UnknownTask.
         """
         return self._wait(self.astatus(task_id))
 
     async def astatus(self, task_id: UUID | str) -> TaskView:
-        """A task and its steps; see `status`."""
-        return await task_of(self._door().database, _uuid(task_id))
-
-    async def atasks(self, *, limit: int = 20, **filters: str | None) -> list[TaskView]:
-        """The newest tasks; filters: state, tenant, agent."""
-        return await latest(self._door().database, limit=limit, **filters)
+        """A task with its steps and children; see `status`."""
+        return await task_of(self._door().database, checked_id(task_id), vault=self._vault)
 
     def tasks(self, *, limit: int = 20, **filters: str | None) -> list[TaskView]:
         """The newest tasks; filters: state, tenant, agent."""
         return self._wait(self.atasks(limit=limit, **filters))
+
+    async def atasks(
+        self, *, limit: int = 20, state: str | None = None, tenant: str | None = None, agent: str | None = None
+    ) -> list[TaskView]:
+        """The newest tasks; filters: state, tenant, agent."""
+        database = self._door().database
+        return await latest(database, limit=limit, state=state, tenant=tenant, agent=agent, vault=self._vault)
+
+    def cancel(self, task_id: UUID | str) -> TaskView:
+        """Cancel a task and its children: what waits has ended on return, what runs stops within a second.
+
+        Raises: UnknownTask; WrongState when it is finished or was cancelled before: then nothing is changed.
+        """
+        return self._wait(self.acancel(task_id))
+
+    async def acancel(self, task_id: UUID | str) -> TaskView:
+        """Cancel a task and its children; see `cancel`."""
+        return await self._helm().cancel(task_id)
+
+    def signal(self, task_id: UUID | str, name: str, payload: Any = None) -> TaskView:
+        """Give a task what `run.wait_for(name)` waits for; kept for it when it does not wait yet.
+
+        Args:
+            payload: JSON-safe; what the wait returns.
+
+        Raises: UnknownTask; WrongState when it is finished; BadInput; TooLarge.
+        """
+        return self._wait(self.asignal(task_id, name, payload))
+
+    async def asignal(self, task_id: UUID | str, name: str, payload: Any = None) -> TaskView:
+        """Give a task what it waits for; see `signal`."""
+        return await self._helm().signal(task_id, name, payload)
+
+    def resume(self, task_id: UUID | str, on_change: OnChange | None = None) -> TaskView:
+        """Let a parked task go on.
+
+        Args:
+            on_change: Where a changed step stopped it: `reuse` its old result, or `rerun` it.
+
+        Raises: UnknownTask; WrongState when it is not parked; BadInput when no changed step stopped it.
+        """
+        return self._wait(self.aresume(task_id, on_change))
+
+    async def aresume(self, task_id: UUID | str, on_change: OnChange | None = None) -> TaskView:
+        """Let a parked task go on; see `resume`."""
+        return await self._helm().resume(task_id, on_change)
+
+    def replay(self, task_id: UUID | str, from_step: str | None = None) -> TaskView:
+        """Try a failed or cancelled task again under its own id, with a new deadline and all its attempts.
+
+        Args:
+            from_step: `name` or `name#ordinal`: it and what followed is done, and paid, again. None: only the step
+                that failed it.
+
+        Raises: UnknownTask; WrongState when it is neither failed nor cancelled; BadInput when it has no such step.
+        """
+        return self._wait(self.areplay(task_id, from_step))
+
+    async def areplay(self, task_id: UUID | str, from_step: str | None = None) -> TaskView:
+        """Try a failed or cancelled task again; see `replay`."""
+        return await self._helm().replay(task_id, from_step)
+
+    def preview(self, task_id: UUID | str, from_step: str | None = None) -> Preview:
+        """What a replay or a fork would find done, and what it would pay again. Raises: UnknownTask; BadInput."""
+        return self._wait(self.apreview(task_id, from_step))
+
+    async def apreview(self, task_id: UUID | str, from_step: str | None = None) -> Preview:
+        """What a replay or a fork would do; see `preview`."""
+        return await self._helm().preview(task_id, from_step)
+
+    def fork(self, task_id: UUID | str, from_step: str | None = None) -> SubmittedTask:
+        """Start a new task beside a task in any state: it finds the steps before `from_step` done, and paid for.
+
+        Args:
+            from_step: `name` or `name#ordinal`; None: all steps that the first one has completed.
+
+        Raises: UnknownTask; BadInput when it has no such step.
+        """
+        return self._wait(self.afork(task_id, from_step))
+
+    async def afork(self, task_id: UUID | str, from_step: str | None = None) -> SubmittedTask:
+        """Start a new task that reuses the steps of another; see `fork`."""
+        forked = await self._helm().fork(task_id, from_step)
+        return SubmittedTask(forked.id, forked.agent, "ledger", self)
+
+    def operate(self, work: Callable[[Database], Awaitable[T]]) -> T:
+        """Run an operator's work (limits, schedules, dead letters, invariants) on this client's database."""
+
+        async def on_this_loop() -> T:
+            return await work(self._database)
+
+        return self._wait(on_this_loop())
+
+    def submit_message(self, message: TaskMessage) -> SubmittedTask:
+        """Hand in a message as it is, its id included. Raises: BadInput; UnknownAgent; NotAccepted."""
+        return self._wait(self._asubmit(message))
 
     def close(self) -> None:
         """Send what waits and close the connections that sync calls opened."""
@@ -197,116 +300,58 @@ class FleetClient:
         if door is not None:
             await door.close()
 
-    def _message(
-        self, agent: str, input: Mapping[str, Any] | None, session: str | None, tenant: str,
-        idempotency_key: str | None, deadline_s: float | None, max_attempts: int,
-    ) -> TaskMessage:  # fmt: skip
-        if not isinstance(input, Mapping | None):
-            raise BadInput(f"input must be an object of named inputs, not {type(input).__name__}", agent=agent)
-        if deadline_s is not None and not 0 <= deadline_s <= LONGEST_DEADLINE_S:
-            raise BadInput(f"deadline_s must be from 0 to {LONGEST_DEADLINE_S:g} (a year), not {deadline_s:g}")
-        header = FleetHeader.checked(
-            tenant=tenant,
-            session=session,
-            idempotency_key=idempotency_key,
-            deadline_at=None if deadline_s is None else datetime.now(UTC) + timedelta(seconds=deadline_s),
-            max_attempts=max_attempts,
-        )
-        task_id = keyed_task_id(tenant, idempotency_key) if idempotency_key else uuid4()
-        message = TaskMessage(checked_agent_name(agent), dict(input or {}), (), task_id, header)
-        message.wire_body()  # refuses what is not JSON before anything is stored
-        refuse_nul(task_row(message))
-        return message
+    @property
+    def ledger(self) -> LedgerKnobs:
+        """How patient this fleet is."""
+        return self._settings.ledger
 
-    async def _acheck(self, message: TaskMessage) -> None:
-        await self._door().catalogue.check(message.agent, message.kwargs)
+    @property
+    def _database(self) -> Database:
+        return self._door().database
+
+    def _helm(self) -> Helm:
+        return Helm(self._door(), self.ledger, redis_url=self._settings.memory.redis_url, vault=self._vault)
+
+    def _message(self, agent: str, input: Mapping[str, Any] | None, **how: Any) -> TaskMessage:
+        return new_message(agent, input, max_bytes=self.ledger.input_max_bytes, **how)
+
+    async def _acheck(self, message: TaskMessage) -> bool:
+        """Check the input of a task that a producer's transaction inserts; returns whether it is to be held."""
+        door = self._door()
+        await door.catalogue.check(message.agent, message.kwargs)
+        return await door.is_crowded(message.fleet.tenant)
 
     async def _asubmit(self, message: TaskMessage) -> SubmittedTask:
         door = self._door()
         await door.catalogue.check(message.agent, message.kwargs)
-        confirmation = self._publish(message)  # at once with the ledger: either alone accepts the task
-        try:
-            await door.accept(message, redispatch_s=self._settings.ledger.redispatch_s)
-        except DatabaseUnavailable as ledger_error:
-            await self._accept_by_broker(message, confirmation, ledger_error)
-            return SubmittedTask(message.id, message.agent, "broker", self)
-        await self._confirmed(message, confirmation)
-        return SubmittedTask(message.id, message.agent, "ledger", self)
+        accepted_by = await door.hand_in(seal_message(self._vault, message))
+        return SubmittedTask(message.id, message.agent, accepted_by, self)
 
-    def _publish(self, message: TaskMessage) -> "asyncio.Future[None]":
-        confirmation = asyncio.wrap_future(self._publisher.publish(message))
-        confirmation.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard, awaited or not
-        return confirmation
-
-    async def _accept_by_broker(
-        self, message: TaskMessage, confirmation: "asyncio.Future[None]", ledger_error: FleetError
-    ) -> None:
-        try:
-            await confirmation
-        except PublishUnconfirmed as broker_error:
-            raise NotAccepted(
-                f"the task was not accepted: {ledger_error.message}; and {broker_error.message}; "
-                "try again (with an idempotency_key, so that it can only be accepted once)",
-                retry_after_s=1.0,
-            ) from None
-        log.warning("client.accepted_by_broker", task_id=str(message.id), cause=ledger_error.message)
-
-    async def _confirmed(self, message: TaskMessage, confirmation: "asyncio.Future[None]") -> None:
-        """The ledger has the task: a broker that is down costs it the keeper's round, no more."""
-        door = self._door()
-        try:
-            async with asyncio.timeout(CONFIRM_WAIT_S):
-                await asyncio.shield(confirmation)
-        except TimeoutError:
-            confirmation.add_done_callback(lambda done: door.settle(message.id, done.exception()))
-        except PublishUnconfirmed as error:
-            await door.mark_due(message.id, error)
-
-    def _hooked(self, message: TaskMessage, tx: Session | Connection) -> SubmittedTask:
+    def _hooked(self, message: TaskMessage, tx: Session | Connection, *, is_held: bool) -> SubmittedTask:
         """Publish once the caller's transaction is seen to be committed, whoever commits it."""
         hook = "after_commit" if isinstance(tx, Session) else "commit"
-        event.listen(tx, hook, lambda *_: self._portal.spawn(lambda: self._apublish_when_visible(message)), once=True)
+        if not is_held and not is_later(message):
+            spawn = self._portal.spawn
+            event.listen(tx, hook, lambda *_: spawn(lambda: self._apublish_when_visible(message)), once=True)
         return SubmittedTask(message.id, message.agent, "transaction", self)
 
     async def _apublish_when_visible(self, message: TaskMessage) -> None:
         for wait_s in VISIBLE_TRIES_S:
             await asyncio.sleep(wait_s)
             try:
-                if await state_of(self._door().database, message.id) is not None:
-                    await self._confirmed(message, self._publish(message))
+                if await state_of(self._database, message.id) is not None:
+                    door = self._door()
+                    await door.confirmed(message.id, door.publish(message))
                     return
             except DatabaseUnavailable:
                 return
         log.info("client.left_to_keeper", task_id=str(message.id))
 
-    async def _afinished(self, task_id: UUID, timeout_s: float) -> TaskView:
-        database = self._door().database
-        loop = asyncio.get_running_loop()
-        until, wait_s, problem = loop.time() + timeout_s, 0.005, None
-        state: str | None = None
-        while True:
-            try:
-                state, problem = await state_of(database, task_id), None
-                if state in FINISHED:
-                    return await task_of(database, task_id)
-            except DatabaseUnavailable as error:
-                problem = error
-            left_s = until - loop.time()
-            if left_s <= 0:
-                break
-            await asyncio.sleep(min(wait_s, left_s))
-            wait_s = min(0.2, wait_s * 1.3)
-        if problem is not None:
-            raise problem
-        if state is None:
-            await task_of(database, task_id)
-        raise ResultPending(f"task {task_id} is {state} after {timeout_s:g} s: ask again later", task_id=str(task_id))
-
     def _door(self) -> Intake:
         loop = asyncio.get_running_loop()
         door = self._doors.get(loop)
         if door is None:
-            door = self._doors[loop] = Intake(self._settings.db, self._settings.ledger)
+            door = self._doors[loop] = Intake(self._settings.db, self._settings.ledger, self._publisher)
         return door
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
@@ -318,10 +363,3 @@ class FleetClient:
                 WeakKeyDictionary(),
             )
         return self._portal.run(work)
-
-
-def _uuid(task_id: UUID | str) -> UUID:
-    try:
-        return task_id if isinstance(task_id, UUID) else UUID(task_id)
-    except ValueError:
-        raise BadInput(f"task id {task_id!r} is not a UUID: copy it from `fleet submit` or `fleet tasks`") from None

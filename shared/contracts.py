@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
@@ -16,14 +17,20 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 from shared.errors import BadInput, BadMessage
 
 VERSION: Literal[1] = 1
+Priority = Literal["interactive", "normal", "batch"]
 QUEUE = "agent.tasks"
+QUEUES: dict[Priority, str] = {"interactive": f"{QUEUE}.interactive", "normal": QUEUE, "batch": f"{QUEUE}.batch"}
+"""One queue a priority, so that each can have workers of its own."""
 DEAD_QUEUE = "agent.tasks.dead"
+CANCEL_CHANNEL = "fleet:cancel"
+"""Redis pub/sub: ids of running tasks that are to stop at once; a hint, the flag in the ledger is the truth."""
 TASK_PREFIX = "agents."
 DEFAULT_TENANT = "default"
 DEFAULT_MAX_ATTEMPTS = 3
 CONTENT_TYPE: Literal["application/json"] = "application/json"
 
 _KEYED_TASKS = uuid5(NAMESPACE_URL, "agent-fleet:idempotency-key")
+_TICKS = uuid5(NAMESPACE_URL, "agent-fleet:schedule")
 
 AgentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]{0,98}$")]
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\u0000]*$")]
@@ -40,6 +47,12 @@ class FleetHeader(BaseModel):
     idempotency_key: Label | None = Field(None, description="The task id must then be keyed_task_id(tenant, key).")
     deadline_at: AwareDatetime | None = Field(None, description="RFC 3339; a task not finished by then ends as failed.")
     max_attempts: Annotated[int, Field(ge=1, le=100)] = DEFAULT_MAX_ATTEMPTS
+    priority: Priority = Field(
+        "normal", description="Publish to agent.tasks.interactive, agent.tasks or agent.tasks.batch."
+    )
+    available_at: AwareDatetime | None = Field(None, description="RFC 3339; it waits in the ledger until then.")
+    parent_id: UUID | None = Field(None, description="The task that spawned it; cancelled with it.")
+    root_agent: AgentName | None = Field(None, description="The agent whose max_running it counts against.")
 
     @classmethod
     def checked(cls, **values: Any) -> "FleetHeader":
@@ -74,7 +87,7 @@ class Properties(BaseModel):
 
 
 class WireMessage(BaseModel):
-    """One task on the wire: publish `body` as JSON to the default exchange with routing key `agent.tasks`."""
+    """One task on the wire: publish `body` as JSON to the default exchange; the routing key is the queue's name."""
 
     properties: Properties = Properties()
     headers: Headers
@@ -92,6 +105,11 @@ class TaskMessage:
     args: tuple[Any, ...] = ()
     id: UUID = field(default_factory=uuid4)
     fleet: FleetHeader = field(default_factory=FleetHeader)
+
+    @property
+    def queue(self) -> str:
+        """The queue of its priority."""
+        return QUEUES[self.fleet.priority]
 
     @property
     def task_name(self) -> str:
@@ -138,6 +156,16 @@ def checked_agent_name(name: str) -> str:
         raise BadInput(
             f"agent name {name!r} must start with a letter and hold only a-z, 0-9, '_', '.', '-' (at most 99)"
         ) from None
+
+
+def child_task_id(parent: UUID, name: str, ordinal: int) -> UUID:
+    """The one id of a child: a parent that spawns it again, on another worker, gets the same one."""
+    return uuid5(parent, f"{name}\x00{ordinal}")
+
+
+def tick_task_id(schedule: str, at: datetime) -> UUID:
+    """The one task of a schedule's tick, however many keepers see it."""
+    return uuid5(_TICKS, f"{schedule}\x00{at.astimezone(UTC).isoformat()}")
 
 
 def keyed_task_id(tenant: str, idempotency_key: str) -> UUID:

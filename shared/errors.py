@@ -8,6 +8,9 @@ FleetError(message, code, **context)
 |  |- LLMUnavailable           the endpoint is down, overloaded or answered with an invalid body
 |  |- LLMTimeout               no answer within the deadline
 |  |- LLMRateLimited           the endpoint said when to come back
+|  |- BreakerOpen              calls to this endpoint are stopped for now: ask another one
+|  |- Throttled                a limit of our own says when to come back
+|  |- RetryLater               the wait is too long to hold a slot: suspend the run
 |  |- SessionUnavailable       Redis does not answer
 |  |- VectorsUnavailable       the vector store does not answer
 |  `- ResultPending            the task is not finished yet
@@ -17,11 +20,20 @@ FleetError(message, code, **context)
 |  |- UnknownAgent             no worker has registered this name
 |  |- UnknownTask              the ledger has no such task
 |  |- LLMRefused               the endpoint refused the request (4xx)
+|  |- PromptTooLong            no model of the chain takes so long a prompt
+|  |- TooLarge                 a payload over the limit: store it elsewhere, pass a reference
 |  |- TaskFailed               the task ended as failed; carries its error
+|  |- TaskCancelled            the task was cancelled
+|  |- ChildFailed              a child task failed or was cancelled; carries its error
+|  |- WrongState               the task is not in a state that allows this
+|  |- WaitTimeout              the awaited signal did not come in time
 |  |- StepChanged              a replayed step does not match its journal
+|  |- BudgetSpent              the run, agent, tenant or day may spend no more
+|  |- SealBroken               a sealed value was altered, or belongs to another row
 |  |- Fenced                   another worker owns this run now: stop, write nothing
 |  `- DeadlineSpent            no time left
 `- Misconfigured               refuse to start: a setting is wrong; names the variable and the remedy
+   `- SealKeyUnknown           a value is sealed under a key that this process was not given
 """
 
 from collections.abc import Mapping
@@ -103,6 +115,24 @@ class LLMRateLimited(Transient):
     code = "llm_rate_limited"
 
 
+class BreakerOpen(Transient):
+    """Calls to this key are stopped; without `retry_after_s` an operator has to let them through again."""
+
+    code = "breaker_open"
+
+
+class Throttled(Transient):
+    """A limit of our own refused the call before it was sent; `cause` in the context names the limit."""
+
+    code = "throttled"
+
+
+class RetryLater(Transient):
+    """Worth another try, but so late that the run must not hold its slot meanwhile."""
+
+    code = "retry_later"
+
+
 class SessionUnavailable(Transient):
     """The session cache (Redis) cannot be reached."""
 
@@ -139,6 +169,12 @@ class BadInput(Permanent):
     code = "bad_input"
 
 
+class TooLarge(BadInput):
+    """A payload over the limit."""
+
+    code = "too_large"
+
+
 class UnknownAgent(Permanent):
     """No worker has registered an agent of this name."""
 
@@ -157,16 +193,58 @@ class LLMRefused(Permanent):
     code = "llm_refused"
 
 
+class PromptTooLong(Permanent):
+    """A prompt over the context of every model that may be asked; nothing was sent."""
+
+    code = "prompt_too_long"
+
+
 class TaskFailed(Permanent):
     """The task ended as failed; `error` is what the ledger recorded."""
 
     code = "task_failed"
 
 
+class TaskCancelled(Permanent):
+    """The task was cancelled, by its owner or with its parent."""
+
+    code = "task_cancelled"
+
+
+class ChildFailed(Permanent):
+    """A child task did not succeed; `error` is what the ledger recorded."""
+
+    code = "child_failed"
+
+
+class WrongState(Permanent):
+    """The task is in a state in which this cannot be done; nothing was changed."""
+
+    code = "wrong_state"
+
+
+class WaitTimeout(Permanent):
+    """A signal that a run waited for did not come in time."""
+
+    code = "wait_timeout"
+
+
 class StepChanged(Permanent):
     """A replayed step asks for something else than its journal recorded."""
 
     code = "step_changed"
+
+
+class BudgetSpent(Permanent):
+    """A budget in tokens or money has not enough left for this call; the context names which."""
+
+    code = "budget_spent"
+
+
+class SealBroken(Permanent):
+    """A sealed value does not open: altered, cut off, moved from another row, or its key id stands for another key."""
+
+    code = "seal_broken"
 
 
 class Fenced(Permanent):
@@ -185,3 +263,9 @@ class Misconfigured(FleetError):
     """A setting that would lose work or cannot work: the process refuses to start."""
 
     code = "misconfigured"
+
+
+class SealKeyUnknown(Misconfigured):
+    """A sealed value names a key that this process was not given: nothing is wrong with the value."""
+
+    code = "seal_key_unknown"

@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Container, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import ValidationError, create_model
@@ -17,6 +18,7 @@ from shared.broker.knobs import BrokerKnobs, Profile
 from shared.db.knobs import DbKnobs
 from shared.errors import Misconfigured
 from shared.ledger.knobs import LedgerKnobs
+from shared.llm.config_file import Configured, one_endpoint, read_config
 from shared.llm.knobs import LLMKnobs
 from shared.memory.knobs import MemoryKnobs
 from shared.retrieval.knobs import RetrievalKnobs
@@ -82,6 +84,14 @@ def load() -> Settings:
     except ValueError as error:
         raise Misconfigured(f"FLEET_BROKER_{_sentence(error, {'url'})}", variable="FLEET_BROKER_URL") from None
     return settings
+
+
+def load_llm(knobs: LLMKnobs) -> Configured:
+    """The LLM plane of FLEET_LLM_CONFIG, or else the one endpoint of FLEET_LLM_BASE_URL, with the secrets they name.
+
+    Raises: Misconfigured, naming file, line and key.
+    """
+    return read_config(Path(knobs.config), environment=os.environ) if knobs.config else one_endpoint(knobs)
 
 
 def load_room(room: str, knobs: type[Knobs]) -> Knobs:

@@ -231,6 +231,7 @@ def _indexes() -> None:
         unique=False,
         postgresql_where=sa.text("state = 'queued' AND published_at IS NULL"),
     )
+    op.create_index("tasks_parked_idx", "tasks", ["agent"], unique=False, postgresql_where=sa.text("state = 'parked'"))
     op.create_index(
         "tasks_parent_idx", "tasks", ["parent_id"], unique=False, postgresql_where=sa.text("parent_id IS NOT NULL")
     )
@@ -255,6 +256,7 @@ def _narrow_tasks() -> None:
         postgresql_where=sa.text("state = 'queued' AND published_at IS NOT NULL"),
     )
     op.drop_index("tasks_parent_idx", table_name="tasks", postgresql_where=sa.text("parent_id IS NOT NULL"))
+    op.drop_index("tasks_parked_idx", table_name="tasks", postgresql_where=sa.text("state = 'parked'"))
     op.drop_index(
         "tasks_held_idx", table_name="tasks", postgresql_where=sa.text("state = 'queued' AND published_at IS NULL")
     )

@@ -6,7 +6,7 @@ from celery import Celery
 
 from shared.broker.connection import transport_options
 from shared.broker.knobs import BrokerKnobs
-from shared.broker.topology import task_queue
+from shared.broker.topology import task_queues
 from shared.contracts import QUEUE
 
 
@@ -26,7 +26,7 @@ def celery_settings(knobs: BrokerKnobs) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "broker_channel_error_retry": True,
         "broker_pool_limit": 10,  # Flower asks with several threads at once; with 4 they wait for one another
-        "task_queues": (task_queue(knobs),),
+        "task_queues": task_queues(knobs),
         "task_default_queue": QUEUE,
         "task_default_queue_type": "quorum",
         "task_default_exchange": "",

@@ -56,11 +56,13 @@ class Publisher:
         self._lock = threading.Lock()
 
     def publish(self, message: TaskMessage) -> "Future[None]":
-        """Send a task to the queue; the future ends when the broker has it on disk.
+        """Send a task to the queue of its priority; the future ends when the broker has it on disk.
 
         The future raises PublishUnconfirmed when the broker is down, refuses or stays silent.
         """
-        return self.send(message.wire_headers(), message.wire_body(), task_id=str(message.id))
+        return self.send(
+            message.wire_headers(), message.wire_body(), task_id=str(message.id), routing_key=message.queue
+        )
 
     def send(
         self, headers: Mapping[str, Any], body: bytes, *, task_id: str, routing_key: str = QUEUE,

@@ -1,4 +1,4 @@
-"""What exists on the broker: one quorum queue of tasks and its quorum dead-letter queue, on the default exchange.
+"""What exists on the broker: a quorum queue of tasks for each priority, and one quorum dead-letter queue for all.
 
 The default exchange routes by queue name, so producers in any language need no declaration, and a publish with
 `mandatory` fails when the queue is missing. Limits are stated, since RabbitMQ's own defaults differ by version.
@@ -9,13 +9,14 @@ from typing import Any
 from kombu import Connection, Exchange, Queue
 
 from shared.broker.knobs import BrokerKnobs
-from shared.contracts import DEAD_QUEUE, QUEUE
+from shared.contracts import DEAD_QUEUE, QUEUES, Priority
 
 DEFAULT_EXCHANGE = Exchange("")
 
 
-def task_queue(knobs: BrokerKnobs) -> Queue:
-    """The queue that workers consume."""
+def task_queue(knobs: BrokerKnobs, priority: Priority = "normal") -> Queue:
+    """The queue that workers of this priority consume; all of them are alike but for the name."""
+    name = QUEUES[priority]
     arguments: dict[str, Any] = {
         "x-queue-type": "quorum",
         "x-delivery-limit": knobs.delivery_limit,
@@ -24,7 +25,12 @@ def task_queue(knobs: BrokerKnobs) -> Queue:
         "x-dead-letter-strategy": "at-least-once",  # needs reject-publish: a full queue refuses instead of dropping
         "x-overflow": "reject-publish",
     }
-    return Queue(QUEUE, exchange=DEFAULT_EXCHANGE, routing_key=QUEUE, queue_arguments=arguments)
+    return Queue(name, exchange=DEFAULT_EXCHANGE, routing_key=name, queue_arguments=arguments)
+
+
+def task_queues(knobs: BrokerKnobs) -> tuple[Queue, ...]:
+    """The queues of all priorities, the most urgent first."""
+    return tuple(task_queue(knobs, priority) for priority in QUEUES)
 
 
 def dead_queue() -> Queue:
@@ -35,10 +41,11 @@ def dead_queue() -> Queue:
 
 
 def declare(connection: Connection, knobs: BrokerKnobs) -> None:
-    """Create both queues where they are missing.
+    """Create the queues where they are missing.
 
     Raises: amqp.PreconditionFailed when a queue of that name exists with other arguments.
     """
     with connection.channel() as channel:
         dead_queue().bind(channel).declare()
-        task_queue(knobs).bind(channel).declare()
+        for queue in task_queues(knobs):
+            queue.bind(channel).declare()

@@ -1,7 +1,7 @@
 """Group commit: the writes of many runs share one transaction, and every caller waits until it is on disk.
 
-No timer: the batch is what arrived while the last one was being committed, so an idle ledger answers at once and a busy
-one writes large batches.
+By default no timer: the batch is what arrived while the last one was being committed, so an idle ledger answers at once
+and a busy one writes large batches.
 """
 
 import asyncio
@@ -32,15 +32,24 @@ OUTAGE = (
     OSError,
     TimeoutError,
 )
+TASK_KINDS = frozenset({"accept", "claim", "finish", "suspend", "wake"})
+"""Writes to the task's own row."""
 statement_of = lru_cache(maxsize=128)(batch_statement)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the ledger says about one write."""
+    """What the ledger says about one write.
+
+    Attributes:
+        state: The task's or the step's state from now on.
+        crowded: Tenants of the batch whose next tasks shall be held in the ledger (after an `accept`).
+    """
 
     epoch: int
     attempt: int
+    state: str
+    crowded: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -64,6 +73,8 @@ class GroupCommit:
     ) -> None:
         self._database = database
         self._batch_max = knobs.batch_max
+        self._window_s = knobs.window_s
+        self._fair_window = knobs.fair_window
         self._worker = worker
         self._when_down = when_down
         self._waiting: deque[_Write] = deque()
@@ -112,6 +123,8 @@ class GroupCommit:
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
+            if self._window_s:
+                await asyncio.sleep(self._window_s)
             batch = self._take()
             if not self._waiting:
                 self._arrived.clear()
@@ -127,16 +140,17 @@ class GroupCommit:
     def _take(self) -> list[_Write]:
         """The next batch: no two writes to one row, because they would see the same snapshot."""
         batch: list[_Write] = []
-        keys: set[Key] = set()
+        keys: set[object] = set()
         later: list[_Write] = []
         while self._waiting and len(batch) < self._batch_max:
             write = self._waiting.popleft()
             if write.done.done():  # its caller was cancelled before the write was sent
                 continue
-            if write.key in keys:
+            row_key = write.key[1] if write.kind in TASK_KINDS else write.key
+            if row_key in keys:
                 later.append(write)
             else:
-                keys.add(write.key)
+                keys.add(row_key)
                 batch.append(write)
         self._waiting.extendleft(reversed(later))
         return batch
@@ -182,6 +196,7 @@ class GroupCommit:
         kinds = tuple(kind for kind in KINDS if kind in rows)
         parameters: dict[str, Any] = {kind: f"[{','.join(rows[kind])}]" for kind in kinds}
         parameters["worker"] = self._worker
+        parameters["fair_window"] = self._fair_window
         async with asyncio.timeout(self._database.knobs.statement_timeout_s + 5):
             cursor = await self._connection.execute(
                 statement_of(kinds, fenced=self._worker is not None), parameters, prepare=True
@@ -192,7 +207,12 @@ class GroupCommit:
         self._answer(batch, answer)
 
     def _answer(self, batch: list[_Write], answer: list[tuple[Any, ...]]) -> None:
-        written: dict[Key, Written] = {(r[0], r[1], r[2], r[3]): Written(r[4], r[5]) for r in answer}
+        crowded = frozenset(row[6] for row in answer if row[0] == "crowd")
+        written: dict[Key, Written] = {
+            (row[0], row[1], row[2], row[3]): Written(row[4], row[5], row[6], crowded)
+            for row in answer
+            if row[0] != "crowd"
+        }
         is_fenced = self._worker is not None and ("fence", self._worker, None, 0) not in written
         for write in batch:
             if write.done.done():

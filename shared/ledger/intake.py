@@ -1,68 +1,174 @@
-"""A producer's way into the ledger: accept a task durably, and tell the keeper when its message did not get out."""
+"""A producer's way into the ledger: a task is accepted once PostgreSQL or the broker has it on disk.
+
+A tenant with many tasks on the queue is crowded: its next ones are held in the ledger for a fair turn and not
+published. So is a task whose publish failed: workers fetch from the ledger what has no message.
+"""
 
 import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Literal
 from uuid import UUID
 
 import structlog
+from sqlalchemy import text
 
+from shared.broker.publisher import Publisher
 from shared.contracts import TaskMessage
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
-from shared.errors import DatabaseUnavailable
+from shared.errors import DatabaseUnavailable, FleetError, NotAccepted, PublishUnconfirmed
 from shared.ledger.catalogue import Catalogue
-from shared.ledger.group_commit import GroupCommit
+from shared.ledger.group_commit import GroupCommit, Written
 from shared.ledger.knobs import LedgerKnobs
-from shared.ledger.rescue import put_back
 from shared.ledger.rows import task_row
+from shared.ledger.steering import hold
 
 log = structlog.get_logger()
 
 LEDGER_WAIT_S = 2.0
 """Seconds a submit waits for PostgreSQL before the broker alone accepts the task."""
+CONFIRM_WAIT_S = 0.5
+"""Seconds a submit that the ledger accepted waits for the broker; what is not confirmed is held in the ledger."""
+CROWDED_FOR_S = 0.5
+"""Seconds for which a crowded tenant's tasks are held before the next one tries the queue again."""
+CROWDED = """
+    SELECT EXISTS (SELECT FROM tasks WHERE tenant = :tenant AND state = 'queued' AND published_at IS NULL
+                   AND priority IN ('interactive', 'normal', 'batch'))
+        OR (SELECT count(*) FROM (SELECT FROM tasks WHERE tenant = :tenant AND state = 'queued'
+                                  AND published_at IS NOT NULL LIMIT :window) s) >= :window"""
 
 
 class Intake:
-    """A producer's way to the ledger. Belongs to one event loop; close it there."""
+    """A producer's way to the ledger and the queue. Belongs to one event loop; close it there."""
 
-    def __init__(self, db: DbKnobs, ledger: LedgerKnobs) -> None:
+    def __init__(self, db: DbKnobs, ledger: LedgerKnobs, publisher: Publisher) -> None:
         self.database = Database(db, application_name="fleet-client")
-        self.commit = GroupCommit(self.database, ledger, worker=None, when_down="raise")
         self.catalogue = Catalogue(self.database)
+        self._commit = GroupCommit(self.database, ledger, worker=None, when_down="raise")
+        self._publisher = publisher
+        self._knobs = ledger
+        self._crowded_until: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
+        self._open: Counter[str] = Counter()
         self._late: set[asyncio.Task[None]] = set()
 
-    async def accept(self, message: TaskMessage, *, redispatch_s: float) -> None:
-        """Store a task; a second time it changes nothing.
+    async def hand_in(self, message: TaskMessage) -> Literal["ledger", "broker"]:
+        """Have a task accepted; a second time it changes nothing.
 
-        Args:
-            redispatch_s: Seconds until the keeper publishes it (again), should nobody have claimed it.
-
-        Raises: DatabaseUnavailable when PostgreSQL is down or does not answer within LEDGER_WAIT_S.
+        Returns: Who has it on disk.
+        Raises: NotAccepted when neither PostgreSQL nor the broker took it; BadInput when it cannot be stored.
         """
-        row = task_row(message) | {"redispatch_s": redispatch_s}
-        key = ("accept", message.id, None, 0)
+        tenant = message.fleet.tenant
+        is_held = is_later(message) or self._is_crowded(tenant)
+        confirmation = None if is_held else self.publish(message)  # with the ledger, not after it: either accepts
+        self._open[tenant] += 1
         try:
-            async with asyncio.timeout(LEDGER_WAIT_S):
-                await self.commit.write("accept", key, row)
+            written = await self._accept(message, published=not is_held)
+        except DatabaseUnavailable as ledger_error:
+            await self._accept_by_broker(message, confirmation or self.publish(message), ledger_error)
+            return "broker"
+        finally:
+            self._open[tenant] -= 1
+            if not self._open[tenant]:
+                del self._open[tenant]
+        if written is not None and tenant in written.crowded:
+            self._crowded_until[tenant] = time.monotonic() + CROWDED_FOR_S
+        if confirmation is not None:
+            await self.confirmed(message.id, confirmation)
+        return "ledger"
+
+    async def is_crowded(self, tenant: str) -> bool:
+        """Whether the tenant's next task shall be held, for a caller whose INSERT cannot tell; asked now and then."""
+        now = time.monotonic()
+        if not self._is_crowded(tenant) and now - self._looked_at.get(tenant, float("-inf")) > CROWDED_FOR_S:
+            try:
+                async with self.database.unit(mode="ro") as unit:
+                    values = {"tenant": tenant, "window": self._knobs.fair_window}
+                    if (await unit.execute(text(CROWDED), values)).scalar_one():
+                        self._crowded_until[tenant] = now + CROWDED_FOR_S
+            except DatabaseUnavailable:  # the caller's own transaction will tell
+                return False
+            self._looked_at = {one: at for one, at in self._looked_at.items() if now - at <= CROWDED_FOR_S}
+            self._looked_at[tenant] = now
+        return self._is_crowded(tenant)
+
+    def publish(self, message: TaskMessage) -> "asyncio.Future[None]":
+        """Send a task to its queue; the future ends with the broker's confirmation, and need not be awaited."""
+        sent = self._publisher.send(
+            message.wire_headers(), message.wire_body(), task_id=str(message.id), routing_key=message.queue
+        )
+        confirmation = asyncio.wrap_future(sent)
+        confirmation.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard, awaited or not
+        return confirmation
+
+    async def confirmed(self, task_id: UUID, confirmation: "asyncio.Future[None]") -> None:
+        """The ledger has the task: a broker that is down costs it a worker's next look into the ledger, no more."""
+        try:
+            async with asyncio.timeout(CONFIRM_WAIT_S):
+                await asyncio.shield(confirmation)
         except TimeoutError:
-            raise DatabaseUnavailable(f"PostgreSQL did not answer within {LEDGER_WAIT_S:g} s") from None
+            confirmation.add_done_callback(lambda done: self._settle(task_id, done.exception()))
+        except PublishUnconfirmed as error:
+            await self._hold(task_id, error)
 
-    def settle(self, task_id: UUID, error: BaseException | None) -> None:
-        """A publish that ended after its submit had returned."""
-        if error is not None:
-            late = asyncio.ensure_future(self.mark_due(task_id, error))
-            self._late.add(late)
-            late.add_done_callback(self._late.discard)
-
-    async def mark_due(self, task_id: UUID, error: BaseException) -> None:
-        """Its publish failed: the keeper shall publish it at its next round."""
-        log.warning("client.left_to_keeper", task_id=str(task_id), cause=str(error))
-        try:
-            await put_back(self.database, [task_id])
-        except DatabaseUnavailable:
-            log.warning("client.left_to_redispatch", task_id=str(task_id))
+    async def publish_all(self, messages: Iterable[TaskMessage]) -> None:
+        """Publish what the ledger says may run now."""
+        sent = [(message.id, self.publish(message)) for message in messages]
+        await asyncio.gather(*(self.confirmed(task_id, confirmation) for task_id, confirmation in sent))
 
     async def close(self) -> None:
         """Write what waits, then close the connections."""
         await asyncio.gather(*self._late, return_exceptions=True)
-        await self.commit.close()
+        await self._commit.close()
         await self.database.close()
+
+    async def _accept(self, message: TaskMessage, *, published: bool) -> Written | None:
+        row = task_row(message) | {"redispatch_s": self._knobs.redispatch_s, "published": published}
+        try:
+            async with asyncio.timeout(LEDGER_WAIT_S):
+                return await self._commit.write("accept", ("accept", message.id, None, 0), row)
+        except TimeoutError:
+            raise DatabaseUnavailable(f"PostgreSQL did not answer within {LEDGER_WAIT_S:g} s") from None
+
+    async def _accept_by_broker(
+        self, message: TaskMessage, confirmation: "asyncio.Future[None]", ledger_error: FleetError
+    ) -> None:
+        try:
+            await confirmation
+        except PublishUnconfirmed as broker_error:
+            raise NotAccepted(
+                f"the task was not accepted: {ledger_error.message}; and {broker_error.message}; "
+                "try again (with an idempotency_key, so that it can only be accepted once)",
+                retry_after_s=1.0,
+            ) from None
+        log.warning("client.accepted_by_broker", task_id=str(message.id), cause=ledger_error.message)
+
+    def _is_crowded(self, tenant: str) -> bool:
+        until = self._crowded_until.get(tenant)
+        if until is not None and time.monotonic() >= until:
+            del self._crowded_until[tenant]
+            until = None
+        return until is not None or self._open[tenant] >= self._knobs.fair_window
+
+    def _settle(self, task_id: UUID, error: BaseException | None) -> None:
+        """A publish that ended after its submit had returned."""
+        if error is not None:
+            late = asyncio.ensure_future(self._hold(task_id, error))
+            self._late.add(late)
+            late.add_done_callback(self._late.discard)
+
+    async def _hold(self, task_id: UUID, error: BaseException) -> None:
+        log.warning("client.held_in_ledger", task_id=str(task_id), cause=str(error))
+        try:
+            await hold(self.database, [task_id])
+        except DatabaseUnavailable:
+            log.warning("client.left_to_redispatch", task_id=str(task_id))
+
+
+def is_later(message: TaskMessage) -> bool:
+    """Whether it has to wait for its time first."""
+    available_at = message.fleet.available_at
+    return available_at is not None and available_at > datetime.now(UTC)

@@ -1,143 +1,284 @@
 """The journal of one run: what was done before comes back, what is new is written before and after it happens."""
 
-import hashlib
+import asyncio
 import json
+import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import select
-
-from shared.db.database import Database
-from shared.db.tables import steps
 from shared.errors import BadInput, Fenced, FleetError, StepChanged, from_dict
+from shared.ledger.branches import Branches, in_step, now
 from shared.ledger.group_commit import GroupCommit
+from shared.ledger.knobs import LedgerKnobs
+from shared.ledger.records import Recorded, fingerprint
+from shared.ledger.retry import ONCE, Retry, next_wait_s
+from shared.ledger.suspension import Suspension
 
 MAX_NAME = 200
 """Characters of a step's name: it is part of an index, whose rows PostgreSQL limits to 2704 bytes."""
-StepKind = Literal["llm", "tool", "retrieval", "step"]
+StepKind = Literal["llm", "tool", "retrieval", "step", "sleep", "signal", "spawn", "children"]
+OnChange = Literal["reuse", "rerun", "pause"]
+"""What a resumed run does with a completed step whose request has changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
-    """The outcome of a step of an earlier attempt; `failure` is the FleetError that it ended with, as a dict."""
-
-    fingerprint: str
-    result: Any
-    failure: Mapping[str, Any] | None = None
+class _Place:
+    name: str
+    ordinal: int
+    mark: str
 
 
-def fingerprint(name: str, ordinal: int, request: Any) -> str:
-    """What a step asked for: a hash of its name, its ordinal and the canonical JSON of its request.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a wait found: whether it is over, with what, and how many wakes the task had had when it was looked at."""
 
-    Raises: BadInput when the request is not JSON.
-    """
-    try:
-        canonical = json.dumps([name, ordinal, request], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"the request of step {name!r} is not JSON: {error}", step=name) from None
-    return hashlib.blake2b(canonical.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-
-
-async def load_recorded(database: Database, task_id: UUID) -> dict[tuple[str, int], Recorded]:
-    """The outcomes of a task's steps, by (name, ordinal).
-
-    A FleetError is an outcome too: an agent that caught it (no vector store: answer without notes) went on accordingly,
-    and its later steps are only the same again if it sees the same again. Other failures are tried anew.
-    """
-    query = select(steps.c.name, steps.c.ordinal, steps.c.fingerprint, steps.c.state, steps.c.result).where(
-        steps.c.task_id == task_id, steps.c.state.in_(["done", "failed"])
-    )
-    async with database.unit(mode="ro") as unit:
-        rows = (await unit.execute(query)).all()
-    found = {(row.name, row.ordinal): recorded_of(row.fingerprint, row.state, row.result) for row in rows}
-    return {key: one for key, one in found.items() if one is not None}
-
-
-def recorded_of(mark: str, state: str, result: Any) -> Recorded | None:
-    """What a stored step means for the next attempt; None: try it anew."""
-    if state == "done":
-        return Recorded(mark, result)
-    return Recorded(mark, None, result["error"]) if isinstance(result["error"], dict) else None
+    is_over: bool
+    value: Any = None
+    wakes: int = 0
 
 
 class Journal:
-    """Steps of one claimed run. Not shared between runs.
+    """Steps of one claimed run. Not shared between runs; branches of one run may use it at once.
 
     Args:
-        recorded: Completed steps of earlier attempts; empty on a first attempt.
+        recorded: Steps of earlier claims; empty on a first one.
+        on_change: What to do with a completed step whose request has changed.
+    Attributes:
+        books_cuts: Says of a call that is cut off whether it is over (a cancel, the agent's own timeout) rather than in
+            doubt (the worker leaves).
+        in_doubt: Calls of this task so far that nobody saw end; `doubts_met`: those among them that were made anew.
     """
 
     def __init__(
-        self, commit: GroupCommit, *, task_id: UUID, epoch: int, recorded: Mapping[tuple[str, int], Recorded]
-    ) -> None:
+        self, commit: GroupCommit, knobs: LedgerKnobs, *, task_id: UUID, epoch: int,
+        recorded: Mapping[tuple[str, int], Recorded], on_change: OnChange = "pause", rng: random.Random | None = None,
+    ) -> None:  # fmt: skip
+        self.books_cuts: Callable[[], bool] = lambda: True
+        self.replayed = 0
+        self.executed = 0
+        self.doubts_met = 0
+        self.in_doubt = sum(one.in_doubt + (one.state == "doubt") for one in recorded.values())
         self._commit = commit
+        self._knobs = knobs
         self._task_id = task_id
         self._epoch = epoch
         self._recorded = recorded
+        self._on_change = on_change
+        self._rng = rng or random.Random()
+        self._loaded_at = time.monotonic()
         self._seen: Counter[str] = Counter()
-        self.replayed = 0
-        self.executed = 0
+        self._branches = Branches(here_s=knobs.suspend_after_s)
 
     async def step(
-        self,
-        name: str,
-        *,
-        kind: StepKind,
-        request: Any,
-        call: Callable[[], Awaitable[Any]],
+        self, name: str, *, kind: StepKind, request: Any, call: Callable[[], Awaitable[Any]],
         usage_of: Callable[[Any], Mapping[str, Any] | None] = lambda _result: None,
-    ) -> Any:
+        usage_if_cut: Callable[[], Mapping[str, Any] | None] = lambda: None, retry: Retry = ONCE,
+    ) -> Any:  # fmt: skip
         """Run a step once: its recorded result if it was completed before, else intent, call, result.
 
         Args:
-            request: JSON-safe; two attempts must ask for the same.
+            request: JSON-safe; two claims must ask for the same.
             call: Does the work and returns a JSON-safe result.
             usage_of: What the result cost, for the books.
+            usage_if_cut: What a call that is cancelled in flight has cost by then.
+            retry: Whether a failure is tried again; waits over `suspend_after_s` suspend the run.
 
-        Raises: StepChanged when this attempt asks for something else than the journal has; Fenced when the run was
-            given to another worker; BadInput when the request or the result is not JSON; and what `call` raises.
+        Raises: Fenced when the run was given to another worker; BadInput when the request or the result is not JSON;
+            what `call` raises; Suspended when the run is to be put down here.
         """
+        place = self._next_place(name, request)
+        recorded = await self._known(place)
+        if recorded is not None and recorded.state in ("done", "failed"):
+            return self._replay(recorded)
+        tries = recorded.executions if recorded is not None else 0
+        if recorded is not None and recorded.state == "waiting":
+            await self._sit_out(self._left_s(recorded) or 0.0)
+        while True:
+            async with self._branches.step():
+                self.doubts_met += recorded is not None and recorded.state == "doubt"
+                recorded = None
+                outcome = await self._try(place, kind, call, usage_of, usage_if_cut, retry, tries := tries + 1)
+            if outcome.is_over:
+                return outcome.value
+            await self._sit_out(outcome.value)
+
+    async def wait(
+        self, name: str, *, kind: StepKind, request: Any, wait_s: float | None,
+        look: Callable[[], Awaitable[Look]], suspension: Suspension, expired: Callable[[], FleetError | None],
+    ) -> Any:  # fmt: skip
+        """Wait for something outside, without a slot when it takes long.
+
+        Args:
+            wait_s: Seconds until it is over at the latest; None: no limit but the task's deadline.
+            look: Whether what is awaited has come.
+            suspension: What wakes the run, should it have to be put down.
+            expired: The error when the time is up; None: then it is simply over.
+
+        Raises: that error; Fenced; Suspended.
+        """
+        if in_step.get():
+            raise BadInput(f"{name!r} waits inside a step: wait in the agent itself, so that the run can be put down")
+        place = self._next_place(name, request)
+        recorded = await self._known(place)
+        if recorded is not None and recorded.state in ("done", "failed"):
+            return self._replay(recorded)
+        async with self._branches.step():
+            if recorded is None or recorded.state != "waiting":
+                await self._write("intent", place, {**_intent(kind, place), "waits": True, "wait_s": wait_s})
+                left_s, self.executed = wait_s, self.executed + 1
+            else:
+                left_s = self._left_s(recorded)
+        until = None if left_s is None else now() + left_s
+        while True:
+            async with self._branches.step():
+                found = await look()
+                if found.is_over:
+                    await self._store(place, found.value, None)
+                    return found.value
+            if until is not None and until <= now():
+                return await self._expire(place, expired())
+            if suspension.is_looked_for:
+                suspension = replace(suspension, seen_wakes=found.wakes)
+            await self._branches.rest(suspension, until)
+
+    @property
+    def suspension(self) -> Suspension | None:
+        """Set once the run shall be put down: no step begins after that."""
+        return self._branches.suspension
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the agent was told so: what it returned or raised after that means nothing."""
+        return self._branches.is_left
+
+    def put_down(self, suspension: Suspension) -> None:
+        """Let the run end at its next step boundary; what is in flight is finished first."""
+        self._branches.put_down(suspension)
+
+    async def settled(self) -> None:
+        """Return when no step is in flight any more."""
+        await self._branches.settled()
+
+    async def _try(
+        self, place: _Place, kind: StepKind, call: Callable[[], Awaitable[Any]], usage_of: Any, usage_if_cut: Any,
+        retry: Retry, tries: int,
+    ) -> Look:  # fmt: skip
+        """One execution; not over: it failed and is to be tried again in as many seconds as the value says."""
+        await self._write("intent", place, _intent(kind, place))
+        self.executed += 1
+        outer = in_step.set(True)
+        try:
+            result = await call()
+        except asyncio.CancelledError:
+            if self.books_cuts():
+                await self._write_failure(place, "cut off", usage_if_cut())
+            raise
+        except Exception as error:
+            wait_s = next_wait_s(error, tries=tries, retry=retry, rng=self._rng)
+            if wait_s is None:
+                if isinstance(error, FleetError):
+                    await self._write_failure(place, error.as_dict(), None)
+                else:  # such as a time limit, which cut it off
+                    await self._write_failure(place, repr(error), usage_if_cut())
+                raise
+            await self._write("result", place, {"state": "waiting", "wait_s": wait_s})
+            return Look(is_over=False, value=wait_s)
+        finally:
+            in_step.reset(outer)
+        try:
+            await self._store(place, result, usage_of(result))
+        except (BadInput, Fenced):
+            raise
+        except BaseException:  # cut off while it was being written: what is paid for is kept all the same
+            await self._store(place, result, usage_of(result))
+            raise
+        return Look(is_over=True, value=result)
+
+    async def _store(self, place: _Place, result: Any, usage: Mapping[str, Any] | None) -> None:
+        done = {"state": "done", "result": result, "usage": dict(usage) if usage else None}
+        try:
+            if _is_large(result, self._knobs.blob_bytes):
+                await self._write("blob", place, {"data": result})
+                done |= {"result": None, "in_blob": True}
+            await self._write("result", place, done)
+        except BadInput as error:
+            raise BadInput(f"the result of step {place.name!r} is {error.message}", step=place.name) from None
+
+    async def _write_failure(self, place: _Place, told: Any, usage: Mapping[str, Any] | None) -> None:
+        try:
+            await self._write("result", place, {"state": "failed", "result": {"error": told}, "usage": usage})
+        except BadInput:  # its text cannot be stored: then only its kind
+            bare = "a failure whose text cannot be stored"
+            kept = {"code": told["code"], "message": bare} if isinstance(told, dict) else bare
+            await self._write("result", place, {"state": "failed", "result": {"error": kept}, "usage": usage})
+
+    async def _expire(self, place: _Place, error: FleetError | None) -> None:
+        async with self._branches.step():
+            if error is None:
+                await self._store(place, None, None)
+                return
+            await self._write_failure(place, error.as_dict(), None)
+            raise error
+
+    async def _sit_out(self, wait_s: float) -> None:
+        """Wait for the time of a step's next try."""
+        until = now() + wait_s
+        while until > now():
+            await self._branches.rest(Suspension(kind="retry"), until)
+
+    def _next_place(self, name: str, request: Any) -> _Place:
         if not 0 < len(name) <= MAX_NAME:
             raise BadInput(f"a step's name must have 1 to {MAX_NAME} characters: pass what varies as an argument")
         ordinal = self._seen[name]
         self._seen[name] += 1
-        mark = fingerprint(name, ordinal, request)
-        recorded = self._recorded.get((name, ordinal))
-        if recorded is not None:
-            if recorded.fingerprint != mark:
-                raise StepChanged(
-                    f"step {name!r} #{ordinal} asks for something else than before the restart: "
-                    "let it depend on its inputs only, or move what changes (time, random) into a step of its own",
-                    step=name, ordinal=ordinal,
-                )  # fmt: skip
-            self.replayed += 1
-            if recorded.failure is not None:
-                raise from_dict(recorded.failure)
-            return recorded.result
-        await self._write("intent", name, ordinal, {"kind": kind, "fingerprint": mark})
-        self.executed += 1
-        try:
-            result = await call()
-        except Exception as error:
-            told = error.as_dict() if isinstance(error, FleetError) else repr(error)
-            try:
-                await self._write("result", name, ordinal, {"state": "failed", "result": {"error": told}})
-            except BadInput:  # its text cannot be stored: then only its kind
-                name_of_error = type(error).__name__
-                await self._write("result", name, ordinal, {"state": "failed", "result": {"error": name_of_error}})
-            raise
-        usage = usage_of(result)
-        done = {"state": "done", "result": result, "usage": dict(usage) if usage else None}
-        try:
-            await self._write("result", name, ordinal, done)
-        except BadInput as error:
-            raise BadInput(f"the result of step {name!r} is {error.message}", step=name) from None
-        return result
+        return _Place(name, ordinal, fingerprint(name, ordinal, request))
 
-    async def _write(self, kind: Literal["intent", "result"], name: str, ordinal: int, values: dict[str, Any]) -> None:
-        row = {"task_id": str(self._task_id), "name": name, "ordinal": ordinal, "epoch": self._epoch, **values}
-        if await self._commit.write(kind, (kind, self._task_id, name, ordinal), row) is None:
+    async def _known(self, place: _Place) -> Recorded | None:
+        """What an earlier claim recorded here, as far as it still counts."""
+        recorded = self._recorded.get((place.name, place.ordinal))
+        if recorded is None or recorded.fingerprint == place.mark:
+            return recorded
+        if recorded.state not in ("done", "failed"):
+            return None
+        if self._on_change == "reuse":
+            return recorded
+        if self._on_change == "rerun":
+            return None
+        changed = StepChanged(
+            f"step {place.name!r} #{place.ordinal} asks for something else than before the restart: let it depend on "
+            "its inputs only, or resume the task with its old result or a new one",
+            step=place.name, ordinal=place.ordinal, fingerprint=place.mark,
+        )  # fmt: skip
+        self._branches.put_down(Suspension(state="parked", error=changed.as_dict()))
+        return await self._branches.leave()
+
+    def _replay(self, recorded: Recorded) -> Any:
+        self.replayed += 1
+        if recorded.failure is not None:
+            raise from_dict(recorded.failure)
+        return recorded.result
+
+    def _left_s(self, recorded: Recorded) -> float | None:
+        return None if recorded.left_s is None else recorded.left_s - (time.monotonic() - self._loaded_at)
+
+    async def _write(self, kind: Literal["intent", "blob", "result"], place: _Place, values: dict[str, Any]) -> None:
+        row = {
+            "task_id": str(self._task_id), "name": place.name, "ordinal": place.ordinal, "epoch": self._epoch, **values
+        }  # fmt: skip
+        if await self._commit.write(kind, (kind, self._task_id, place.name, place.ordinal), row) is None:
             raise Fenced(f"task {self._task_id} is no longer at epoch {self._epoch}: another worker owns it")
+
+
+def _intent(kind: StepKind, place: _Place) -> dict[str, Any]:
+    return {"kind": kind, "fingerprint": place.mark}
+
+
+def _is_large(result: Any, limit_bytes: int) -> bool:
+    try:
+        return len(json.dumps(result)) > limit_bytes
+    except (TypeError, ValueError, RecursionError):
+        return False  # the write itself says what is wrong with it

@@ -1,16 +1,42 @@
-"""What the keeper does to the ledger: take runs from dead workers, find tasks whose message is missing."""
+"""What dead workers leave behind: their runs go back to the line, and what no worker could read is recorded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import case, func, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy import func, insert, select, text
 
-from shared.contracts import TaskMessage
 from shared.db.database import Database
-from shared.db.tables import dead_letters, tasks, workers
-from shared.ledger.rows import message_of
+from shared.db.tables import dead_letters, workers
+from shared.ledger.statements import CAPPED
+from shared.ledger.terms import Units
+
+FENCE = text("""
+    UPDATE workers SET state = 'dead'
+    WHERE id = ANY(:workers) AND state IN ('alive', 'draining')
+      AND now() - heartbeat_at > make_interval(secs => :dead_after_s)
+    RETURNING id""")
+TAKE = text("""
+    WITH theirs AS (
+        SELECT id, worker_id,
+               CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+                    WHEN attempt < max_attempts THEN 'queued' ELSE 'failed' END AS next_state
+        FROM tasks WHERE worker_id = ANY(:dead) AND state = 'running' ORDER BY id FOR UPDATE
+    )
+    UPDATE tasks t
+    SET state = theirs.next_state, epoch = t.epoch + 1, worker_id = NULL, published_at = NULL,
+        dispatch_at = CASE WHEN theirs.next_state = 'queued' THEN now() END,
+        finished_at = CASE WHEN theirs.next_state <> 'queued' THEN now() END,
+        error = CASE theirs.next_state
+            WHEN 'cancelled' THEN json_build_object('code', 'task_cancelled', 'message', 'the task was cancelled')
+            WHEN 'failed' THEN json_build_object('code', 'attempts_exhausted', 'message',
+                concat('the worker died in attempt ', t.attempt, ' of ', t.max_attempts))
+            END
+    FROM theirs WHERE t.id = theirs.id
+    RETURNING t.id, t.tenant, t.parent_id, t.state, theirs.worker_id AS worker""")
+HOLD_BACK = text(f"""
+    UPDATE tasks x SET published_at = NULL, dispatch_at = now()
+    WHERE x.id = ANY(:ids) AND x.state = 'queued' AND NOT {CAPPED}""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +48,17 @@ class Pulse:
     heartbeat_age_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A run that was taken from a dead worker; `state` is what became of it."""
+
+    id: UUID
+    tenant: str
+    parent_id: UUID | None
+    state: str
+    worker: UUID
+
+
 async def pulses(database: Database) -> list[Pulse]:
     """Every worker that should be alive, by the database's clock."""
     age = func.extract("epoch", func.now() - workers.c.heartbeat_at)
@@ -30,92 +67,34 @@ async def pulses(database: Database) -> list[Pulse]:
         return [Pulse(row.id, row.name, float(row.age_s)) for row in await unit.execute(query)]
 
 
-async def bury(database: Database, worker: UUID, *, dead_after_s: float) -> int:
-    """Declare a worker dead and put its runs back to the queue.
+async def bury(units: Units, dead: Sequence[UUID], *, dead_after_s: float) -> list[Taken]:
+    """Declare workers dead and take all their runs.
 
-    First its row: no write of the worker can be in flight after that, because each holds the row while it commits.
-    Then its runs: tasks with attempts left are queued again, the others fail.
+    First their rows: no write of theirs can be in flight after that, because each holds its worker's row while it
+    commits. Then, in one statement that sees those writes, their runs: with attempts left they are held for whoever
+    has a slot; those that were to be cancelled are; the others fail.
 
-    Returns: How many runs were taken; 0 also when its heartbeat came back in time.
+    Returns: The runs; none of a worker whose heartbeat came back in time.
     """
-    silent_for = func.now() - workers.c.heartbeat_at
-    fence = (
-        update(workers)
-        .where(
-            workers.c.id == worker,
-            workers.c.state.in_(["alive", "draining"]),
-            silent_for > func.make_interval(0, 0, 0, 0, 0, 0, dead_after_s),
-        )
-        .values(state="dead")
-        .returning(workers.c.id)
-    )
-    async with database.unit() as unit:
-        if not (await unit.execute(fence)).all():
-            return 0
-        return len((await unit.execute(_requeue(worker))).all())
+    async with units.unit() as unit:
+        fenced = await unit.execute(FENCE, {"workers": list(dead), "dead_after_s": dead_after_s})
+        gone = [row.id for row in fenced]
+        rows = (await unit.execute(TAKE, {"dead": gone})).all() if gone else []
+    return [Taken(row.id, row.tenant, row.parent_id, row.state, row.worker) for row in rows]
 
 
-def _requeue(worker: UUID) -> ReturningUpdate[tuple[UUID]]:
-    has_attempts = tasks.c.attempt < tasks.c.max_attempts
-    reason = func.json_build_object(
-        "code", "attempts_spent",
-        "message", func.concat("the worker died in attempt ", tasks.c.attempt, " of ", tasks.c.max_attempts),
-    )  # fmt: skip
-    return (
-        update(tasks)
-        .where(tasks.c.worker_id == worker, tasks.c.state == "running")
-        .values(
-            state=case((has_attempts, "queued"), else_="failed"),
-            epoch=tasks.c.epoch + 1,
-            worker_id=None,
-            dispatch_at=case((has_attempts, func.now()), else_=None),
-            error=case((has_attempts, None), else_=reason),
-            finished_at=case((has_attempts, None), else_=func.now()),
-        )
-        .returning(tasks.c.id)
-    )
+async def put_back(units: Units, task_ids: Sequence[UUID]) -> None:
+    """Publishing these failed: they are held in the ledger, where workers find them.
+
+    Those under a limit stay released: nobody may poll them while they are held, and an idle worker takes a released
+    one whose message does not come.
+    """
+    if task_ids:
+        async with units.unit() as unit:
+            await unit.execute(HOLD_BACK, {"ids": list(task_ids)})
 
 
-async def backlog(database: Database) -> tuple[int, int]:
-    """How many tasks are queued, and how many of them are due to be looked after."""
-    is_due = tasks.c.dispatch_at <= func.now()
-    query = select(func.count(), func.count().filter(is_due)).where(tasks.c.state == "queued")
-    async with database.unit(mode="ro") as unit:
-        queued, overdue = (await unit.execute(query)).one()
-    return queued, overdue
-
-
-async def due(database: Database, *, limit: int, again_after_s: float) -> list[TaskMessage]:
-    """Queued tasks whose message is missing or overdue; each is marked as looked after for `again_after_s`."""
-    chosen = (
-        select(tasks.c.id)
-        .where(tasks.c.state == "queued", tasks.c.dispatch_at <= func.now())
-        .order_by(tasks.c.dispatch_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    taken = (
-        update(tasks)
-        .where(tasks.c.id.in_(chosen))
-        .values(dispatch_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, again_after_s))
-        .returning(*tasks.c)
-    )
-    async with database.unit() as unit:
-        return [message_of(row) for row in (await unit.execute(taken)).all()]
-
-
-async def put_back(database: Database, task_ids: list[UUID]) -> None:
-    """Publishing these failed: they are due again at once."""
-    if not task_ids:
-        return
-    async with database.unit() as unit:
-        await unit.execute(
-            update(tasks).where(tasks.c.id.in_(task_ids), tasks.c.state == "queued").values(dispatch_at=func.now())
-        )
-
-
-async def record_dead_letter(database: Database, *, reason: str, headers: dict[str, object], body: str) -> None:
+async def record_dead_letter(units: Units, *, reason: str, headers: dict[str, object], body: str) -> None:
     """Keep a message that no worker could read."""
-    async with database.unit() as unit:
+    async with units.unit() as unit:
         await unit.execute(insert(dead_letters).values(reason=reason, headers=headers, body=body))

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import case, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.db.database import Database
 from shared.db.tables import agents, tasks, workers
+from shared.ledger.limits import adopt
 
 
 async def enlist(database: Database, *, worker: UUID, name: str, host: str, pid: int, slots: int) -> None:
@@ -32,36 +33,59 @@ async def beat(database: Database, worker: UUID, *, is_draining: bool) -> bool:
 
 
 async def discharge(database: Database, worker: UUID) -> int:
-    """The worker leaves in good order: whatever it still holds goes back to the queue and costs no attempt.
+    """The worker leaves in good order: whatever it still holds is held for others and costs no attempt.
 
     Returns: How many runs were handed back.
     """
     leave = update(workers).where(workers.c.id == worker, workers.c.state != "dead").values(state="stopped")
+    is_cancelled = tasks.c.cancel_requested_at.is_not(None)
+    cancelled = func.json_build_object("code", "task_cancelled", "message", "the task was cancelled")
     hand_back = (
         update(tasks)
         .where(tasks.c.worker_id == worker, tasks.c.state == "running")
         .values(
-            state="queued", worker_id=None, epoch=tasks.c.epoch + 1, attempt=tasks.c.attempt - 1, dispatch_at=func.now()
+            state=case((is_cancelled, "cancelled"), else_="queued"),
+            error=case((is_cancelled, cancelled), else_=None),
+            finished_at=case((is_cancelled, func.now()), else_=None),
+            worker_id=None, epoch=tasks.c.epoch + 1, attempt=tasks.c.attempt - 1, dispatch_at=func.now(),
+            published_at=None,
         )
         .returning(tasks.c.id)
-    )
+    )  # fmt: skip
     async with database.unit() as unit:
         await unit.execute(leave)
         return len((await unit.execute(hand_back)).all())
 
 
-async def offer(database: Database, schemas: Mapping[str, dict[str, Any]]) -> None:
-    """Publish the agents of this worker, so that producers can check inputs before they submit."""
+async def offer(
+    database: Database, schemas: Mapping[str, dict[str, Any]], *, max_running: Mapping[str, int] | None = None
+) -> None:
+    """Publish the agents of this worker, so that producers can check inputs before they submit.
+
+    Repeated now and then, it also brings back tasks that a worker without the agent has parked since.
+
+    Args:
+        max_running: What agents declared, by name; it becomes their limit unless an operator has set one.
+    """
     if not schemas:
         return
-    statement = insert(agents).values([{"name": name, "input_schema": schema} for name, schema in schemas.items()])
-    changed = statement.on_conflict_do_update(
+    declared = max_running or {}
+    rows = [
+        {"name": name, "input_schema": schema, "max_running": declared.get(name)}
+        for name, schema in sorted(schemas.items())
+    ]
+    made = insert(agents).values(rows)
+    changed = made.on_conflict_do_update(
         index_elements=["name"],
-        set_={"input_schema": statement.excluded.input_schema, "updated_at": func.now()},
-        where=agents.c.input_schema != statement.excluded.input_schema,
+        set_={
+            "input_schema": made.excluded.input_schema,
+            "max_running": made.excluded.max_running,
+            "updated_at": func.now(),
+        },
     )
     async with database.unit() as unit:
         await unit.execute(changed)
+        await adopt(unit, declared)
 
 
 async def offered(database: Database) -> dict[str, dict[str, Any]]:

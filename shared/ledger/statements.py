@@ -7,68 +7,117 @@ again. Data-modifying parts see one snapshot, so two writes to one row never sha
 
 from typing import Literal
 
-Kind = Literal["accept", "claim", "intent", "result", "finish", "release"]
-KINDS: tuple[Kind, ...] = ("accept", "claim", "intent", "result", "finish", "release")
+Kind = Literal["accept", "claim", "intent", "blob", "result", "finish", "suspend", "wake"]
+KINDS: tuple[Kind, ...] = ("accept", "claim", "intent", "blob", "result", "finish", "suspend", "wake")
 
 FENCE = (
     "fence AS MATERIALIZED (SELECT id FROM workers WHERE id = %(worker)s AND state IN ('alive', 'draining') FOR SHARE)"
 )
+TASK_COLUMNS = (
+    "id, tenant, agent, session_id, idempotency_key, input, max_attempts, deadline_at, priority, parent_id, root_agent"
+)
+TASK_TYPES = """id uuid, tenant text, agent text, session_id text, idempotency_key text, input json,
+             max_attempts smallint, deadline_at timestamptz, priority text, parent_id uuid, root_agent text,
+             available_at timestamptz"""
+X_COLUMNS = ", ".join(f"x.{name.strip()}" for name in TASK_COLUMNS.split(","))
+CAPPED = """EXISTS (SELECT FROM limits l WHERE (l.scope = 'tenant' AND l.name = x.tenant)
+                OR (l.scope = 'agent' AND l.name IN (x.agent, x.root_agent)))"""
+"""Whether a limit holds for the task: then only the keeper, who counts, lets it be claimed."""
+LATER = "coalesce(x.available_at > now(), false)"
 
 PARTS: dict[Kind, str] = {
-    "accept": """
-        INSERT INTO tasks (id, tenant, agent, session_id, idempotency_key, input, max_attempts, deadline_at,
-                           dispatch_at)
-        SELECT id, tenant, agent, session_id, idempotency_key, input, max_attempts, deadline_at,
-               now() + make_interval(secs => redispatch_s)
-        FROM json_to_recordset(%(accept)s::json) AS x(id uuid, tenant text, agent text, session_id text,
-             idempotency_key text, input json, max_attempts smallint, deadline_at timestamptz, redispatch_s float8)
+    "accept": f"""
+        INSERT INTO tasks ({TASK_COLUMNS}, state, wake_at, waiting_for, published_at, dispatch_at)
+        SELECT {X_COLUMNS}, CASE WHEN {LATER} THEN 'waiting' ELSE 'queued' END,
+               CASE WHEN {LATER} THEN x.available_at END,
+               CASE WHEN {LATER} THEN '{{"kind": "start"}}'::json END,
+               CASE WHEN x.published AND NOT {LATER} AND NOT {CAPPED} THEN now() END,
+               now() + make_interval(secs => CASE WHEN x.published AND NOT {CAPPED} THEN x.redispatch_s ELSE 0 END)
+        FROM json_to_recordset(%(accept)s::json) AS x({TASK_TYPES}, published bool, redispatch_s float8)
         ON CONFLICT DO NOTHING
-        RETURNING id, NULL::text AS name, 0 AS ordinal, epoch, attempt""",
-    "claim": """
-        INSERT INTO tasks AS t (id, tenant, agent, session_id, idempotency_key, input, max_attempts, deadline_at,
-                                state, epoch, attempt, worker_id, started_at)
-        SELECT x.id, tenant, agent, session_id, idempotency_key, input, max_attempts, deadline_at,
-               'running', 1, 1, fence.id, now()
-        FROM fence, json_to_recordset(%(claim)s::json) AS x(id uuid, tenant text, agent text, session_id text,
-             idempotency_key text, input json, max_attempts smallint, deadline_at timestamptz)
+        RETURNING id, NULL::text AS name, 0 AS ordinal, epoch, attempt, state""",
+    "claim": f"""
+        INSERT INTO tasks AS t ({TASK_COLUMNS}, state, wake_at, waiting_for, published_at, dispatch_at, epoch, attempt,
+                                worker_id, started_at)
+        SELECT {X_COLUMNS}, x.state, x.wake_at, x.waiting_for, CASE WHEN x.state = 'running' THEN now() END, now(),
+               (x.state = 'running')::int, (x.state = 'running')::int,
+               CASE WHEN x.state = 'running' THEN x.worker END, CASE WHEN x.state = 'running' THEN now() END
+        FROM (SELECT x.*, fence.id AS worker, CASE WHEN {LATER} THEN x.available_at END AS wake_at,
+                     CASE WHEN {LATER} THEN '{{"kind": "start"}}'::json END AS waiting_for,
+                     CASE WHEN {LATER} THEN 'waiting' WHEN {CAPPED} THEN 'queued' ELSE 'running' END AS state
+              FROM fence, json_to_recordset(%(claim)s::json) AS x({TASK_TYPES})) AS x
         ON CONFLICT (id) DO UPDATE
-        SET state = 'running', worker_id = excluded.worker_id, started_at = coalesce(t.started_at, now()),
-            epoch = t.epoch + (t.state = 'queued')::int, attempt = t.attempt + (t.state = 'queued')::int
-        WHERE t.state = 'queued' OR (t.state = 'running' AND t.worker_id = excluded.worker_id)
-        RETURNING id, NULL::text AS name, 0 AS ordinal, epoch, attempt""",
+        SET state = 'running', worker_id = %(worker)s, started_at = coalesce(t.started_at, now()),
+            epoch = t.epoch + (t.state = 'queued')::int, attempt = t.attempt + (t.state = 'queued')::int,
+            wake_at = NULL, waiting_for = NULL
+        WHERE (t.state = 'queued' AND (t.published_at IS NOT NULL OR excluded.state = 'running'))
+           OR (t.state = 'running' AND t.worker_id = %(worker)s)
+        RETURNING id, NULL::text AS name, 0 AS ordinal, epoch, attempt, state""",
     "intent": """
-        INSERT INTO steps AS s (task_id, name, ordinal, kind, fingerprint, epoch)
-        SELECT x.task_id, x.name, x.ordinal, x.kind, x.fingerprint, x.epoch
+        INSERT INTO steps AS s (task_id, name, ordinal, kind, fingerprint, epoch, state, until)
+        SELECT x.task_id, x.name, x.ordinal, x.kind, x.fingerprint, x.epoch,
+               CASE WHEN coalesce(x.waits, false) THEN 'waiting' ELSE 'intent' END,
+               now() + make_interval(secs => x.wait_s)
         FROM fence, json_to_recordset(%(intent)s::json) AS x(task_id uuid, name text, ordinal int, kind text,
-             fingerprint text, epoch int)
+             fingerprint text, epoch int, waits bool, wait_s float8)
         JOIN tasks t ON t.id = x.task_id AND t.epoch = x.epoch AND t.state = 'running'
         ON CONFLICT (task_id, name, ordinal) DO UPDATE
-        SET executions = s.executions + (s.epoch <> excluded.epoch)::int,
-            repeats = s.repeats + (s.epoch <> excluded.epoch AND s.state = 'done')::int, epoch = excluded.epoch,
-            state = 'intent', fingerprint = excluded.fingerprint, started_at = now(), finished_at = NULL
-        RETURNING task_id AS id, name, ordinal, epoch, 0 AS attempt""",
+        SET executions = s.executions + (excluded.state = 'intent')::int,
+            in_doubt = s.in_doubt + (s.state = 'intent' AND s.epoch <> excluded.epoch)::int,
+            repeats = s.repeats + (s.state = 'done' AND s.epoch <> excluded.epoch
+                                   AND s.fingerprint = excluded.fingerprint)::int,
+            epoch = excluded.epoch, state = excluded.state, fingerprint = excluded.fingerprint,
+            until = excluded.until, started_at = now(), finished_at = NULL
+        RETURNING task_id AS id, name, ordinal, epoch, 0 AS attempt, state""",
+    "blob": """
+        INSERT INTO blobs AS b (task_id, name, ordinal, data)
+        SELECT x.task_id, x.name, x.ordinal, x.data
+        FROM fence, json_to_recordset(%(blob)s::json) AS x(task_id uuid, name text, ordinal int, epoch int, data json)
+        JOIN tasks t ON t.id = x.task_id AND t.epoch = x.epoch AND t.state = 'running'
+        ON CONFLICT (task_id, name, ordinal) DO UPDATE SET data = excluded.data
+        RETURNING task_id AS id, name, ordinal, 0 AS epoch, 0 AS attempt, NULL::text AS state""",
     "result": """
         UPDATE steps s
-        SET state = x.state, result = x.result, usage = x.usage, finished_at = now()
+        SET state = x.state, result = x.result, in_blob = coalesce(x.in_blob, false), usage = x.usage,
+            until = now() + make_interval(secs => x.wait_s), finished_at = now()
         FROM fence, json_to_recordset(%(result)s::json) AS x(task_id uuid, name text, ordinal int, epoch int,
-             state text, result json, usage json)
-        WHERE s.task_id = x.task_id AND s.name = x.name AND s.ordinal = x.ordinal AND s.epoch = x.epoch
+             state text, result json, in_blob bool, usage json, wait_s float8)
+        WHERE s.task_id = x.task_id AND s.name = x.name AND s.ordinal = x.ordinal AND s.epoch <= x.epoch
           AND EXISTS (SELECT FROM tasks t WHERE t.id = x.task_id AND t.epoch = x.epoch AND t.state = 'running')
-        RETURNING s.task_id AS id, s.name, s.ordinal, s.epoch, 0 AS attempt""",
+        RETURNING s.task_id AS id, s.name, s.ordinal, s.epoch, 0 AS attempt, s.state""",
     "finish": """
         UPDATE tasks t
         SET state = x.state, output = x.output, error = x.error, report = x.report, worker_id = NULL,
-            dispatch_at = NULL, finished_at = now()
+            dispatch_at = NULL, published_at = NULL, wake_at = NULL, waiting_for = NULL, finished_at = now()
         FROM fence, json_to_recordset(%(finish)s::json) AS x(id uuid, epoch int, state text, output json, error json,
              report json)
         WHERE t.id = x.id AND t.epoch = x.epoch AND t.state IN ('running', x.state)
-        RETURNING t.id, NULL::text AS name, 0 AS ordinal, t.epoch, 0 AS attempt""",
-    "release": """
+        RETURNING t.id, NULL::text AS name, 0 AS ordinal, t.epoch, 0 AS attempt, t.state""",
+    "suspend": """
         UPDATE tasks t
-        SET state = 'queued', worker_id = NULL, epoch = t.epoch + 1, attempt = t.attempt - 1, dispatch_at = now()
-        FROM fence, json_to_recordset(%(release)s::json) AS x(id uuid, epoch int)
+        SET state = CASE WHEN t.cancel_requested_at IS NOT NULL THEN 'cancelled'
+                         WHEN x.state = 'waiting' AND t.wakes > x.seen_wakes THEN 'queued' ELSE x.state END,
+            error = CASE WHEN t.cancel_requested_at IS NOT NULL
+                         THEN '{"code": "task_cancelled", "message": "the task was cancelled"}'::json
+                         ELSE x.error END,
+            finished_at = CASE WHEN t.cancel_requested_at IS NOT NULL THEN now() END,
+            wake_at = now() + make_interval(secs => x.wait_s), waiting_for = x.waiting_for,
+            report = coalesce(x.report, t.report),
+            worker_id = NULL, epoch = t.epoch + 1, attempt = t.attempt - 1, published_at = NULL, dispatch_at = now()
+        FROM fence, json_to_recordset(%(suspend)s::json) AS x(id uuid, epoch int, state text, seen_wakes int,
+             wait_s float8, waiting_for json, error json, report json)
         WHERE t.id = x.id AND t.epoch = x.epoch AND t.state = 'running'
-        RETURNING t.id, NULL::text AS name, 0 AS ordinal, x.epoch, 0 AS attempt""",
+        RETURNING t.id, NULL::text AS name, 0 AS ordinal, x.epoch, 0 AS attempt, t.state""",
+    "wake": """
+        UPDATE tasks t
+        SET wakes = t.wakes + 1, published_at = NULL, dispatch_at = now(),
+            state = CASE WHEN t.state = 'waiting' AND t.waiting_for -> 'ids' IS NOT NULL AND NOT EXISTS (
+                        SELECT FROM tasks c
+                        WHERE c.parent_id = t.id AND c.state IN ('queued', 'running', 'waiting', 'parked')
+                          AND (t.waiting_for -> 'ids')::jsonb ? c.id::text) THEN 'queued' ELSE t.state END
+        FROM fence, json_to_recordset(%(wake)s::json) AS x(id uuid)
+        WHERE t.id = x.id AND t.state IN ('running', 'waiting')
+        RETURNING t.id, NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt, t.state""",
 }
 
 
@@ -79,11 +128,23 @@ def batch_statement(kinds: tuple[Kind, ...], *, fenced: bool) -> str:
         kinds: Which parts, in the order of KINDS.
         fenced: Whether a worker writes; its row is then locked for the length of the statement.
 
-    Returns: SQL that yields rows (kind, id, name, ordinal, epoch, attempt); first `('fence', …)` where the fence held.
+    Returns: SQL that yields rows (kind, id, name, ordinal, epoch, attempt, state); first `('fence', …)` where the
+        fence held. After an `accept` also `('crowd', …)` per tenant that has more than its share on the queue.
     """
     parts = ([FENCE] if fenced else []) + [f"done_{kind} AS ({PARTS[kind]})" for kind in kinds]
-    reads = ["SELECT 'fence' AS kind, id, NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt FROM fence"]
-    reads = (reads if fenced else []) + [
-        f"SELECT '{kind}' AS kind, id, name, ordinal, epoch, attempt FROM done_{kind}" for kind in kinds
-    ]
+    nothing = "NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt"
+    reads = [f"SELECT 'fence' AS kind, id, {nothing}, NULL::text AS state FROM fence"] if fenced else []
+    reads += [f"SELECT '{kind}' AS kind, id, name, ordinal, epoch, attempt, state FROM done_{kind}" for kind in kinds]
+    if "accept" in kinds:
+        reads.append(f"SELECT 'crowd' AS kind, NULL::uuid AS id, {nothing}, x.tenant FROM ({CROWD}) x")
     return f"WITH {', '.join(parts)} {' UNION ALL '.join(reads)}"
+
+
+CROWD = """
+    SELECT d.tenant FROM (SELECT DISTINCT tenant FROM json_to_recordset(%(accept)s::json) AS x(tenant text)) d
+    WHERE EXISTS (SELECT FROM tasks q WHERE q.tenant = d.tenant AND q.state = 'queued' AND q.published_at IS NULL
+                  AND q.priority IN ('interactive', 'normal', 'batch'))
+       OR (SELECT count(*) FROM (SELECT FROM tasks q WHERE q.tenant = d.tenant AND q.state = 'queued'
+                                 AND q.published_at IS NOT NULL LIMIT %(fair_window)s) s) >= %(fair_window)s
+"""
+"""Tenants of the batch whose next tasks shall wait in the ledger for a fair turn instead of going to the queue."""

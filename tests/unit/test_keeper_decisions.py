@@ -1,13 +1,12 @@
-"""What the keeper decides, with the sentence it logs."""
+"""What the keeper decides about workers and messages, with the sentence it logs."""
 
 from uuid import UUID
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from shared.ledger.dispatch import Fresh, Slots
 from shared.ledger.rescue import Pulse
-from workers.keeper.decisions import Decision, dispatch, judge
+from workers.keeper.decisions import Decision, dispatch, judge, prompt, relieve
 
 WORKER = UUID(int=1)
 
@@ -37,15 +36,32 @@ def test_only_tasks_without_a_message_are_published_again(
     assert (decision.limit, decision.reason) == (limit, reason)
 
 
-@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 500))
-def test_no_round_publishes_more_than_is_due_or_missing_or_its_batch(
-    due: int, queued: int, ready: int, batch: int
+@pytest.mark.parametrize(
+    ("held", "slots", "ready", "limit", "reason"),
+    [
+        (0, Slots(1, 9, 0), 0, 0, "no held task is overdue"),
+        (5, Slots(1, 9, 0), None, 0, "5 held tasks are overdue, but the broker does not answer"),
+        (5, Slots(1, 9, 2), 3, 0, "5 held tasks are overdue, but workers have 3 messages to come for first"),
+        (5, Slots(1, 9, 9), 0, 0, "5 held tasks are overdue, but all 9 slots are taken"),
+        (5, Slots(1, 9, 6), 0, 3, "5 held tasks are overdue although 3 slots are free"),
+        (2, Slots(1, 9, 6), 0, 2, "2 held tasks are overdue although 3 slots are free"),
+        (99, Slots(9, 99, 0), 0, 10, "99 held tasks are overdue although 99 slots are free"),
+        (5, Slots(0, 0, 0), 0, 5, "5 held tasks are overdue and no worker is alive: 0 messages call for one"),
+        (99, Slots(0, 0, 0), 8, 2, "99 held tasks are overdue and no worker is alive: 8 messages call for one"),
+        (99, Slots(0, 0, 0), 80, 0, "99 held tasks are overdue and no worker is alive: 80 messages call for one"),
+    ],
+)
+def test_held_tasks_are_published_only_when_nobody_polls_them(
+    held: int, slots: Slots, ready: int | None, limit: int, reason: str
 ) -> None:
-    limit = dispatch(due=due, queued=queued, ready=ready, batch=batch).limit
-    assert 0 <= limit <= min(due, batch)
-    assert limit <= max(0, queued - ready)
-    if due and queued > ready:
-        assert limit >= 1, "what is missing is published sooner or later"
+    decision = relieve(held=held, slots=slots, ready=ready, batch=10)
+    assert (decision.limit, decision.reason) == (limit, reason)
+
+
+def test_what_is_queued_now_goes_to_the_queue_within_its_tenants_share() -> None:
+    fresh = [Fresh(UUID(int=number), tenant) for number, tenant in enumerate("aaabbc")]
+    chosen = prompt(fresh, standing={"a": 1, "c": 3}, fair_window=3)
+    assert [one.int for one in chosen] == [0, 1, 3, 4]
 
 
 def test_a_worker_that_beat_in_time_is_left_alone() -> None:

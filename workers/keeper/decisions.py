@@ -1,28 +1,30 @@
-"""What the keeper decides, without doing it: state in, action and sentence out."""
+"""What the keeper decides about workers and messages, without doing it: state in, action and sentence out."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
+from shared.ledger.dispatch import Fresh, Slots
 from shared.ledger.rescue import Pulse
 
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """How many of the due tasks to publish now, and why."""
+    """How many tasks to publish now, and why."""
 
     limit: int
     reason: str
 
 
 def dispatch(*, due: int, queued: int, ready: int, batch: int) -> Dispatch:
-    """How many tasks lack a message: a long queue is no reason to publish its tasks again.
+    """How many published tasks have lost their message: a long queue is no reason to publish its tasks again.
 
     Args:
-        due: Queued tasks whose time to be looked after has come.
-        queued: All queued tasks of the ledger.
-        ready: Messages that wait in the broker's queue.
+        due: Published tasks for which no worker has come in time.
+        queued: All tasks that should have a message.
+        ready: Messages that wait in the broker's queues.
         batch: The most that one round publishes.
     """
     missing = min(due, queued - ready)
@@ -31,6 +33,44 @@ def dispatch(*, due: int, queued: int, ready: int, batch: int) -> Dispatch:
     if missing <= 0:
         return Dispatch(0, f"{due} tasks are due, but the queue holds {ready} messages for {queued} queued tasks")
     return Dispatch(min(missing, batch), f"{missing} of {queued} queued tasks have no message waiting ({ready} do)")
+
+
+def relieve(*, held: int, slots: Slots, ready: int | None, batch: int) -> Dispatch:
+    """How many held tasks to publish because nobody polls them; workers that do leave nothing to this.
+
+    Args:
+        held: Tasks that are held for longer than a polling worker with room would leave them.
+        ready: Messages that wait in the broker's queues; None: the broker does not answer.
+    """
+    if held == 0:
+        return Dispatch(0, "no held task is overdue")
+    if ready is None:
+        return Dispatch(0, f"{held} held tasks are overdue, but the broker does not answer")
+    if slots.workers == 0:
+        limit = max(0, min(held, batch - ready))
+        return Dispatch(limit, f"{held} held tasks are overdue and no worker is alive: {ready} messages call for one")
+    if ready > 0:
+        return Dispatch(0, f"{held} held tasks are overdue, but workers have {ready} messages to come for first")
+    free = slots.slots - slots.running
+    if free <= 0:
+        return Dispatch(0, f"{held} held tasks are overdue, but all {slots.slots} slots are taken")
+    return Dispatch(min(held, free, batch), f"{held} held tasks are overdue although {free} slots are free")
+
+
+def prompt(fresh: Iterable[Fresh], *, standing: Mapping[str, int], fair_window: int) -> list[UUID]:
+    """Which tasks that are queued since this moment go to the queue at once, instead of waiting to be polled.
+
+    Args:
+        standing: Published tasks by tenant: with those a tenant keeps within its share of the queue, and what is more
+            waits in the ledger for a fair turn.
+    """
+    have = Counter(dict(standing))
+    chosen = []
+    for one in fresh:
+        if have[one.tenant] < fair_window:
+            have[one.tenant] += 1
+            chosen.append(one.id)
+    return chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""`python -m workers.keeper.main`: settings in, rounds until SIGTERM."""
+"""`python -m workers.keeper.main`: settings in, terms of office until SIGTERM."""
 
 import asyncio
 import signal
 import sys
+from uuid import uuid4
 
 import psycopg
 import structlog
@@ -10,12 +11,16 @@ import structlog
 from shared.broker.publisher import Publisher
 from shared.db.database import Database
 from shared.errors import DatabaseUnavailable, FleetError
-from shared.settings import load, load_room
+from shared.ledger.terms import Term
+from shared.settings import Settings, load, load_room
 from shared.telemetry.logs import setup_logs
 from shared.telemetry.notify import notify
+from workers.keeper.broker_chores import BrokerChores
 from workers.keeper.knobs import KeeperKnobs
-from workers.keeper.leadership import candidacy
-from workers.keeper.rounds import Rounds
+from workers.keeper.leadership import stand
+from workers.keeper.ledger_chores import LedgerChores
+from workers.keeper.outbox import Outbox
+from workers.keeper.rounds import Lane, Rounds, pause
 
 log = structlog.get_logger()
 
@@ -25,44 +30,39 @@ async def keep() -> None:
     settings = load()
     setup_logs(style=settings.log.style, level=settings.log.level)
     knobs = load_room("keeper", KeeperKnobs)
-    database = Database(settings.db, application_name="fleet-keeper")
+    holder = f"fleet-keeper-{uuid4().hex[:12]}"
+    database = Database(settings.db, application_name=holder)
     publisher = Publisher(settings.broker)
     stop = asyncio.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(one, stop.set)
     notify(settings.notify_socket)
+
+    def rounds_of(term: Term, answers_since: float) -> Rounds:
+        return wire(term, publisher, settings=settings, knobs=knobs, answers_since=answers_since)
+
     while not stop.is_set():
-        rounds = Rounds(
-            database=database, publisher=publisher, broker=settings.broker, ledger=settings.ledger, knobs=knobs
-        )
         try:
-            await _term(database, rounds, stop, round_s=knobs.round_s)
+            await stand(database, holder=holder, knobs=knobs, stop=stop, rounds_of=rounds_of)
         except (DatabaseUnavailable, psycopg.Error, OSError) as error:
             log.warning("keeper.database_away", cause=str(error).splitlines()[0] if str(error) else repr(error))
-            await _wait(stop, knobs.round_s)
+            await pause(stop, knobs.round_s)
     await asyncio.to_thread(publisher.close)
     await database.close()
 
 
-async def _term(database: Database, rounds: Rounds, stop: asyncio.Event, *, round_s: float) -> None:
-    was_leader = False
-    async with candidacy(database) as leadership:
-        while not stop.is_set():
-            is_leader = await leadership.is_leader()
-            if is_leader:
-                if not was_leader:
-                    log.info("keeper.leads")
-                await rounds.round()
-            was_leader = is_leader
-            await _wait(stop, round_s)
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return
+def wire(
+    term: Term, publisher: Publisher, *, settings: Settings, knobs: KeeperKnobs, answers_since: float
+) -> Rounds:  # fmt: skip
+    """One term's chores, those of the ledger and those of the broker each in a lane of their own."""
+    outbox = Outbox(publisher, term)
+    ledger = LedgerChores(term, outbox, ledger=settings.ledger, knobs=knobs, answers_since=answers_since)
+    broker = BrokerChores(term, outbox, broker=settings.broker, knobs=knobs)
+    lanes = [
+        Lane([chores[name] for name in knobs.chores if name in chores], on_outage=ledger.outage)
+        for chores in (ledger.chores(), broker.chores())
+    ]
+    return Rounds(lanes, close=outbox.flush)
 
 
 def main() -> None:

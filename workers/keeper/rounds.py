@@ -1,115 +1,114 @@
-"""The keeper's round: look, decide, act; a server that is away ends the round, not the keeper."""
+"""Chores at their intervals, in two lanes; a server that is away ends a chore's round, never the keeper."""
 
 import asyncio
 import time
-from collections.abc import Callable
-from uuid import UUID
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
-from shared.broker.connection import connect
-from shared.broker.dead_letters import DeadLetter, drain_dead_letters
-from shared.broker.depth import messages_ready
-from shared.broker.knobs import BrokerKnobs
-from shared.broker.publisher import BROKER_ERRORS, Publisher
-from shared.contracts import TaskMessage
-from shared.db.database import Database
-from shared.errors import DatabaseUnavailable, PublishUnconfirmed
-from shared.ledger.knobs import LedgerKnobs
-from shared.ledger.rescue import backlog, bury, due, pulses, put_back, record_dead_letter
-from workers.keeper.decisions import dispatch, judge
-from workers.keeper.knobs import KeeperKnobs
+from shared.errors import DatabaseUnavailable, Fenced
 
 log = structlog.get_logger()
 
-DEAD_LETTERS_A_ROUND = 100
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """One thing to do again and again.
+
+    Attributes:
+        act: Does one batch; returns the seconds until the next one is wanted, None: the usual interval.
+        every_s: The usual interval.
+    """
+
+    name: str
+    act: Callable[[], Awaitable[float | None]]
+    every_s: float
+
+
+class Lane:
+    """Chores one after the other; those that are due together in the order given."""
+
+    def __init__(self, chores: Sequence[Chore], *, on_outage: Callable[[], None]) -> None:
+        self._chores = chores
+        self._on_outage = on_outage
+        self._is_database_away = False
+        self.busy_with = ""
+        self.busy_since: float | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Do the chores until told to stop. Raises: Fenced when another keeper leads."""
+        due_at = dict.fromkeys(self._chores, 0.0)
+        while not stop.is_set():
+            for chore in self._chores:
+                if due_at[chore] <= time.monotonic() and not stop.is_set():
+                    due_at[chore] = await self._do(chore) + time.monotonic()
+            await pause(stop, min(due_at.values()) - time.monotonic())
+
+    async def _do(self, chore: Chore) -> float:
+        self.busy_with, self.busy_since = chore.name, time.monotonic()
+        try:
+            again_s = await chore.act()
+        except DatabaseUnavailable as error:
+            if not self._is_database_away:
+                log.warning("keeper.database_away", chore=chore.name, cause=error.message)
+            self._is_database_away = True
+            self._on_outage()
+            return chore.every_s
+        except Fenced:
+            raise
+        except Exception:  # the main loop: one chore that fails must not keep the others from being done
+            log.exception("keeper.chore_failed", chore=chore.name)
+            return chore.every_s
+        finally:
+            self.busy_since = None
+        self._is_database_away = False
+        return chore.every_s if again_s is None else again_s
 
 
 class Rounds:
-    """All that one leading keeper does."""
+    """All that one leading keeper does in its term.
 
-    def __init__(
-        self, *, database: Database, publisher: Publisher, broker: BrokerKnobs, ledger: LedgerKnobs, knobs: KeeperKnobs
-    ) -> None:
-        self._database = database
-        self._publisher = publisher
-        self._broker = broker
-        self._ledger = ledger
-        self._knobs = knobs
-        self._watching_since = time.monotonic()
-        self._is_broker_away = False
+    Args:
+        close: Ends what the chores have begun.
+    """
 
-    async def round(self) -> None:
-        """One look at everything.
+    def __init__(self, lanes: Sequence[Lane], *, close: Callable[[], Awaitable[None]]) -> None:
+        self._lanes = lanes
+        self._close = close
 
-        Raises: DatabaseUnavailable.
-        """
+    @property
+    def busy_with(self) -> str:
+        """The chores under way."""
+        return ", ".join(lane.busy_with for lane in self._lanes if lane.busy_since is not None)
+
+    def busy_s(self) -> float:
+        """For how long the longest chore has been under way."""
+        now = time.monotonic()
+        return max((now - lane.busy_since for lane in self._lanes if lane.busy_since is not None), default=0.0)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """All lanes at once. Raises: Fenced when another keeper leads."""
+        running = [asyncio.create_task(lane.run(stop)) for lane in self._lanes]
         try:
-            await self._bury_the_dead()
-            await self._publish_the_due()
-            await self._record_dead_letters()
-        except DatabaseUnavailable:
-            self._watching_since = time.monotonic()
-            raise
-
-    async def _bury_the_dead(self) -> None:
-        watched_s = time.monotonic() - self._watching_since
-        found = await pulses(self._database)
-        for decision in judge(found, dead_after_s=self._ledger.dead_after_s, watched_s=watched_s):
-            if decision.action == "bury":
-                taken = await bury(self._database, decision.worker, dead_after_s=self._ledger.dead_after_s)
-                log.warning("keeper.worker_buried", worker=str(decision.worker), runs=taken, reason=decision.reason)
-
-    async def _publish_the_due(self) -> None:
-        queued, overdue = await backlog(self._database)
-        if overdue == 0:
-            return
-        decision = dispatch(due=overdue, queued=queued, ready=await self._ready(), batch=self._knobs.publish_batch)
-        if decision.limit == 0:
-            return
-        messages = await due(self._database, limit=decision.limit, again_after_s=self._knobs.again_after_s)
-        unsent = await self._publish(messages)
-        await put_back(self._database, unsent)
-        log.info("keeper.republished", sent=len(messages) - len(unsent), unsent=len(unsent), reason=decision.reason)
-
-    async def _ready(self) -> int:
-        """Messages in the broker's queue; none where the broker does not answer, and the publish will find out."""
-        try:
-            return await asyncio.to_thread(messages_ready, self._broker)
-        except BROKER_ERRORS:
-            return 0
-
-    async def _publish(self, messages: list[TaskMessage]) -> list[UUID]:
-        sent = await asyncio.gather(
-            *(asyncio.wrap_future(self._publisher.publish(message)) for message in messages), return_exceptions=True
-        )
-        unsent = []
-        for message, outcome in zip(messages, sent, strict=True):
-            if isinstance(outcome, PublishUnconfirmed):
-                unsent.append(message.id)
-            elif outcome is not None:
-                raise outcome
-        return unsent
-
-    async def _record_dead_letters(self) -> None:
-        loop = asyncio.get_running_loop()
-
-        def keep(letter: DeadLetter) -> None:
-            log.error("keeper.dead_letter", reason=letter.reason, task=letter.headers.get("task"))
-            record = record_dead_letter(self._database, reason=letter.reason, headers=letter.headers, body=letter.body)
-            asyncio.run_coroutine_threadsafe(record, loop).result()
-
-        try:
-            await asyncio.to_thread(self._drain, keep)
-            self._is_broker_away = False
-        except BROKER_ERRORS as error:
-            if not self._is_broker_away:
-                log.warning("keeper.broker_away", cause=str(error))
-            self._is_broker_away = True
-
-    def _drain(self, keep: Callable[[DeadLetter], None]) -> None:
-        connection = connect(self._broker)
-        try:
-            drain_dead_letters(connection, keep, limit=DEAD_LETTERS_A_ROUND)
+            await asyncio.gather(*running)
         finally:
-            connection.collect(socket_timeout=0.5)
+            for one in running:
+                one.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Finish what is under way."""
+        await self._close()
+
+
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Wait, or stop waiting because of `stop`."""
+    if seconds <= 0:
+        await asyncio.sleep(0)
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return

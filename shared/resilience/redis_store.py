@@ -1,0 +1,221 @@
+"""A gate's state in Redis: one script a decision, by the server's clock, for the whole fleet.
+
+The keys of one endpoint share a hash slot ({key}), the purses of one tenant another ({tenant}): with budgets, the two
+scripts travel in one pipeline. A refusal on one side gives back what the other side reserved.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+
+import redis
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from shared.errors import Transient
+from shared.resilience import spending, wire
+from shared.resilience.circuit import Operate
+from shared.resilience.exchange import Answer, Ask, KeyStats, Settled, Settlement
+from shared.resilience.knobs import KeyRules, StoreKnobs
+from shared.resilience.line import Line
+from shared.resilience.spending import Budget, Left
+from shared.resilience.wire import Call
+
+
+class StoreAway(Transient):
+    """Redis does not answer. Never leaves this room: the gate goes on with what this process knows."""
+
+    code = "store_away"
+
+
+def open_redis(knobs: StoreKnobs) -> Redis:
+    """A client for `RedisStore`, which gives every call its limit; one retry, for a connection that had died idle.
+
+    No socket_timeout: with one, redis-py writes through `asyncio.wait_for`, which until Python 3.12 can lose the
+    cancellation of the task around it.
+    """
+    pool = BlockingConnectionPool.from_url(
+        knobs.redis_url,
+        max_connections=knobs.max_connections,
+        timeout=knobs.timeout_s,
+        socket_timeout=None,
+        socket_connect_timeout=knobs.timeout_s,
+        retry=Retry(NoBackoff(), 1),
+    )
+    return Redis.from_pool(pool)
+
+
+def open_blocking_redis(knobs: StoreKnobs) -> redis.Redis:
+    """A client for `BlockingRedisStore`; safe from any thread."""
+    return redis.Redis.from_url(
+        knobs.redis_url,
+        socket_timeout=knobs.timeout_s,
+        socket_connect_timeout=knobs.timeout_s,
+        max_connections=knobs.max_connections,
+    )
+
+
+class RedisStore:
+    """`GateStore` on a client that returns bytes (the default) and that somebody else opened; `aclose` closes it.
+
+    Raises: StoreAway from every method when Redis does not answer within `timeout_s`.
+    """
+
+    def __init__(self, client: Redis, *, knobs: StoreKnobs | None = None) -> None:
+        self._redis = client
+        self._line = Line(client)
+        self._knobs = knobs or StoreKnobs()
+
+    async def admit(self, ask: Ask) -> Answer:
+        """See `GateStore`. One round trip; a second one only to give back after a refusal."""
+        prefix = self._knobs.prefix
+        if not ask.budgets:
+            return wire.admitted(await self._ask(wire.admit(prefix, ask)))
+        tokens = ask.tokens_in + ask.tokens_out
+        purses = wire.spend(prefix, ask.tenant, ask.budgets, how="check", tokens=tokens, money=ask.cost)
+        gate_reply, purse_reply = await self._ask_all(wire.admit(prefix, ask), purses)
+        answer = wire.admitted(gate_reply)
+        short, spent = wire.spent(purse_reply)
+        answer = replace(answer, spent=spent)
+        if answer.denial:
+            if short is None:
+                await self._ask(
+                    wire.spend(
+                        prefix, ask.tenant, ask.budgets, how="force", tokens=-tokens, money=-ask.cost, meant=spent
+                    )
+                )
+        elif short is not None:
+            await self._ask(wire.settle(prefix, _untouched(ask, answer)))
+            return replace(answer, denial="budget", short=short)
+        return answer
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        """See `GateStore`. One round trip."""
+        ask, answer, prefix = settlement.ask, settlement.answer, self._knobs.prefix
+        if not ask.budgets:
+            return wire.settled(await self._ask(wire.settle(prefix, settlement)))
+        purses = wire.spend(
+            prefix,
+            ask.tenant,
+            ask.budgets,
+            how="force",
+            tokens=sum(wire.off_by(settlement)),
+            money=settlement.cost - (ask.cost if answer else 0.0),
+            meant=answer.spent if answer else None,
+        )
+        reply, _ = await self._ask_all(wire.settle(prefix, settlement), purses)
+        return wire.settled(reply)
+
+    async def operate(self, key: str, operate: Operate, rules: KeyRules) -> Settled:
+        """See `GateStore`."""
+        return wire.settled(await self._ask(wire.operate(self._knobs.prefix, key, operate, rules)))
+
+    async def stats(self, key: str, rules: KeyRules) -> KeyStats:
+        """See `GateStore`."""
+        return wire.stats_of(key, rules, await self._ask(wire.stats(self._knobs.prefix, key, rules)))
+
+    async def left(self, tenant: str, budgets: tuple[Budget, ...]) -> tuple[Left, ...]:
+        """See `GateStore`."""
+        if not budgets:
+            return ()
+        _, spent = wire.spent(await self._ask(wire.spend(self._knobs.prefix, tenant, budgets, how="read")))
+        return tuple(map(spending.left, budgets, spent))
+
+    async def charge(self, tenant: str, budgets: tuple[Budget, ...], *, tokens: int, cost: float) -> None:
+        """See `GateStore`."""
+        if budgets:
+            call = wire.spend(self._knobs.prefix, tenant, budgets, how="force", tokens=tokens, money=cost)
+            await self._ask(call)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._line.aclose()
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()
+
+    async def _ask(self, call: Call) -> bytes:
+        """One script."""
+        (reply,) = await self._ask_all(call)
+        return reply
+
+    async def _ask_all(self, *calls: Call) -> list[bytes]:
+        """Scripts in one round trip; a server that does not know them yet is told."""
+        async with self._available():
+            replies = await self._line.ask(*(wire.command(call, knows_script=True) for call in calls))
+            missing = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            if missing:
+                again = await self._line.ask(*(wire.command(calls[at], knows_script=False) for at in missing))
+                for at, reply in zip(missing, again, strict=True):
+                    replies[at] = reply
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return replies
+
+    @asynccontextmanager
+    async def _available(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._knobs.timeout_s):
+                yield
+        except TimeoutError as error:
+            self._line.drop(error)  # whether it hangs or its packets are lost: the next question needs a new connection
+            raise StoreAway(f"Redis did not answer within {self._knobs.timeout_s:g} s") from error
+        except (RedisError, OSError) as error:
+            raise StoreAway(f"Redis does not answer: {type(error).__name__}: {error}") from error
+
+
+class BlockingRedisStore:
+    """`BlockingStore` for threads; without budgets, which belong to gates."""
+
+    def __init__(self, client: redis.Redis, *, knobs: StoreKnobs | None = None) -> None:
+        self._redis = client
+        self._prefix = (knobs or StoreKnobs()).prefix
+
+    def admit_now(self, ask: Ask) -> Answer:
+        """See `BlockingStore`."""
+        return wire.admitted(self._ask(wire.admit(self._prefix, ask)))
+
+    def settle_now(self, settlement: Settlement) -> Settled:
+        """See `BlockingStore`."""
+        return wire.settled(self._ask(wire.settle(self._prefix, settlement)))
+
+    def operate_now(self, key: str, operate: Operate, rules: KeyRules) -> Settled:
+        """See `BlockingStore`."""
+        return wire.settled(self._ask(wire.operate(self._prefix, key, operate, rules)))
+
+    def stats_now(self, key: str, rules: KeyRules) -> KeyStats:
+        """See `BlockingStore`."""
+        return wire.stats_of(key, rules, self._ask(wire.stats(self._prefix, key, rules)))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
+    def _ask(self, call: Call) -> bytes:
+        with _answering():
+            try:
+                return self._redis.execute_command("EVALSHA", *_words(call, call.script.sha))  # type: ignore[no-any-return,no-untyped-call]
+            except NoScriptError:
+                return self._redis.execute_command("EVAL", *_words(call, call.script.text))  # type: ignore[no-any-return,no-untyped-call]
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise StoreAway(f"Redis does not answer: {type(error).__name__}: {error}") from error
+
+
+def _words(call: Call, body: str) -> tuple[bytes | str | int, ...]:
+    return (body, len(call.keys), *call.keys, *call.args)
+
+
+def _untouched(ask: Ask, answer: Answer) -> Settlement:
+    """Gives everything back: the call was never sent."""
+    return Settlement(
+        ask=ask, answer=answer, learn="neutral", seconds=0.0, tokens_in=0, tokens_out=0, cost=0.0, was_sent=False
+    )
