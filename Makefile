@@ -28,6 +28,9 @@ check: $(STAMP)  ## ruff, mypy, import contracts, house and unit tests: under a 
 	@$(BIN)/lint-imports --no-cache >/tmp/.fleet-lint-$$$$ 2>&1 || { cat /tmp/.fleet-lint-$$$$; rm -f /tmp/.fleet-lint-$$$$; exit 1; }; rm -f /tmp/.fleet-lint-$$$$
 	@$(BIN)/python -m pytest -q tests/house tests/unit tests/property tests/contract
 
+chaos: $(STAMP) servers  ## the storm and the ledger's model at length; FLEET_CHAOS_SEED=N replays a storm's plan
+	@FLEET_CHAOS=long $(BIN)/python -m pytest -q -s tests/chaos tests/integration/test_ledger_stateful.py $(ARGS)
+
 up: $(STAMP) servers  ## the full topology on this machine, left running
 	@$(FLEET) up --profile full
 
@@ -37,7 +40,7 @@ status: $(STAMP)  ## what runs, and whether it answers
 down: $(STAMP)  ## stop it
 	@$(FLEET) down
 
-bench: $(STAMP) servers  ## measure beside peers; NAME=inflight5s|noop|latency runs one
+bench: $(STAMP) servers  ## measure beside peers; NAME=noop|step|resume|growth|… runs one
 	@$(BIN)/python -m tests.bench $(NAME)
 
 schema: $(STAMP)  ## write the JSON Schema of the task message anew

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tests.bench import inflight5s, latency, noop
+from tests.bench import failover, growth, guarded_call, inflight5s, latency, ledger_poll, noop, resume, step
 from tests.bench.figures import Figure
 from tests.bench.readme import END, START, rewritten
 from tests.bench.site import Site, opened, say
@@ -14,6 +14,12 @@ BENCHMARKS: dict[str, Callable[[Site], list[Figure]]] = {
     "latency": latency.measure,
     "noop": noop.measure,
     "inflight5s": inflight5s.measure,
+    "step": step.measure,
+    "ledger_poll": ledger_poll.measure,
+    "resume": resume.measure,
+    "growth": growth.measure,
+    "guarded_call": guarded_call.measure,
+    "failover": failover.measure,
 }
 
 

@@ -33,3 +33,14 @@ async def call(run: Run) -> None:
 async def stamp(run: Run) -> int:
     """The time at which the body began, in ns."""
     return time.time_ns()
+
+
+@agent("bench-steps")
+async def steps(run: Run, number: int) -> list[float]:
+    """Many steps that do nothing, one after the other; how long each took, in ms."""
+    took = []
+    for _ in range(number):
+        began = time.perf_counter_ns()
+        await run.step("nothing", nothing)
+        took.append((time.perf_counter_ns() - began) / 1e6)
+    return took

@@ -4,6 +4,10 @@ Ours: submit (ledger row on disk, publish confirmed), claim, acknowledge, one jo
 disk), finish on disk; events on, as shipped. From just before the first submit to the last `finished_at` of the ledger.
 The peer: `tests.bench.peer`; from just before the first send to the end of the last body. Both once unmeasured to warm
 up, then in turns, medians.
+
+`noop.rate_dbos`, `noop.rate_procrastinate`: our rate again, beside peers that keep their tasks in PostgreSQL too: DBOS
+Transact (a workflow with one step) and Procrastinate (a task; it journals no steps), on the same server, right after,
+one at a time, each with one producer and one worker of its own, 32 submits and 100 tasks at once.
 """
 
 import time
@@ -13,6 +17,7 @@ from statistics import median
 from uuid import uuid4
 
 from tests.bench import peer
+from tests.bench.durable_peers import durable_peer
 from tests.bench.figures import Figure
 from tests.bench.gauges import cpu_s
 from tests.bench.site import Site, Worker, fresh_tenant, say
@@ -22,6 +27,9 @@ TASKS = 5000
 WARM_UP = 500
 PEER_TASKS = 2500
 WITHIN_S = 180.0
+DURABLE_GOALS = {"dbos": 5, "procrastinate": 3}
+DURABLE_TASKS = 1500
+DURABLE_WARM_UP = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,26 @@ def measure(site: Site) -> list[Figure]:
                 rounds[name].append(one)
                 say(f"  {name}: {one.rate:.0f} tasks/s, {one.cpu_ms:.2f} ms of worker CPU a task")
     producer.close()
-    return figures(rounds["fleet"], rounds[peer.NAME])
+    rate = median(one.rate for one in rounds["fleet"])
+    beside = [durable_figure(name, goal, rate, durable_rate(site, name)) for name, goal in DURABLE_GOALS.items()]
+    return figures(rounds["fleet"], rounds[peer.NAME]) + beside
+
+
+def durable_rate(site: Site, name: str) -> float:
+    """The median rate of a durable peer."""
+    with durable_peer(site, name) as one:
+        one.run(DURABLE_WARM_UP)
+        rates = [DURABLE_TASKS / one.run(DURABLE_TASKS) for _ in range(ROUNDS)]
+    say(f"  {name}: {', '.join(f'{rate:.0f}' for rate in rates)} tasks/s")
+    return median(rates)
+
+
+def durable_figure(name: str, goal: int, rate: float, peer_rate: float) -> Figure:
+    """Our rate beside a durable peer's."""
+    return Figure(
+        name=f"noop.rate_{name}", what=f"durable no-op tasks, beside {name}", value=rate, unit="tasks/s",
+        goal=goal * peer_rate, goal_words=f"≥ {goal} × the peer", better="higher", peer=name, peer_value=peer_rate,
+    )  # fmt: skip
 
 
 def figures(fleet: list[Round], plain: list[Round]) -> list[Figure]:

@@ -77,7 +77,8 @@ class Site:
         spec = processes.worker(
             self._servers.around, 1, env={**self._servers.env, **more}, needs=self._needs()
         )  # fmt: skip
-        argv = spec.argv if slots is None else (*spec.argv, "-c", str(slots))
+        own = (*spec.argv[: spec.argv.index("-n")], "-n", f"{name}@%h")  # two of one name would lock each other out
+        argv = own if slots is None else (*own, "-c", str(slots))
         with self._process(replace(spec, name=name, argv=argv)) as started:
             yield started
 
@@ -106,6 +107,35 @@ class Site:
         yield
         _insist(control.add_consumer(QUEUE, reply=True, timeout=5))
 
+    @contextmanager
+    def without_broker(self) -> Iterator[None]:
+        """The broker is stopped."""
+        self._servers.stop("rabbitmq")
+        yield
+        self._servers.start("rabbitmq")
+
+    def kill_for_good(self, worker: Worker) -> None:
+        """SIGKILL; nobody starts it again."""
+        self._servers.suspend(worker.name)
+        self._servers.kill(worker.name)
+
+    def query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What the ledger's tables say."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            return connection.execute(query, values).fetchall()
+
+    async def cancel_all(self, tenant: str) -> None:
+        """Cancel what a tenant still has."""
+        ids = [task_id for (task_id,) in self.query(UNFINISHED, tenant)]
+        for first in range(0, len(ids), 20):
+            cancels = (self.client.acancel(task_id) for task_id in ids[first : first + 20])
+            await asyncio.gather(*cancels, return_exceptions=True)  # some may just have ended
+
+    @property
+    def dsn(self) -> str:
+        """The primary, as psycopg takes it."""
+        return self._servers.db_url.replace("+psycopg", "")
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the producer's loop."""
         return self._runner.run(work)
@@ -126,7 +156,7 @@ class Site:
         Raises: BenchFailed when one failed or they take longer than `within_s`.
         """
         end, done = time.monotonic() + within_s, 0
-        with psycopg.connect(self._servers.db_url.replace("+psycopg", ""), autocommit=True) as connection:
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
             while time.monotonic() < end:
                 [(done, failed, first_start, last_finish)] = connection.execute(PROGRESS, (tenant,)).fetchall()
                 if failed:
@@ -154,6 +184,8 @@ PROGRESS = """
     SELECT count(*) FILTER (WHERE state = 'succeeded'), count(*) FILTER (WHERE state = 'failed'),
            extract(epoch FROM min(started_at))::float8, extract(epoch FROM max(finished_at))::float8
     FROM tasks WHERE tenant = %s"""
+
+UNFINISHED = "SELECT id FROM tasks WHERE tenant = %s AND state IN ('queued', 'running', 'waiting', 'parked')"
 
 
 def _insist(replies: Sequence[Mapping[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from shared.broker.knobs import BrokerKnobs
 from shared.client import FleetClient
 from shared.db.knobs import DbKnobs
 from shared.ledger.knobs import LedgerKnobs
+from shared.memory.knobs import MemoryKnobs
 from shared.settings import Settings, load
 from workers.ops.background import BackgroundSupervisor, running
 from workers.ops.surroundings import ROOT
@@ -32,8 +33,9 @@ def fleet_of(
 
 
 def client_of(
-    servers: BackgroundSupervisor, *, db_url: str | None = None, broker_url: str | None = None
-) -> FleetClient:
+    servers: BackgroundSupervisor, *, db_url: str | None = None, broker_url: str | None = None,
+    ledger: LedgerKnobs | None = None,
+) -> FleetClient:  # fmt: skip
     """A producer of this fleet, in the test's own process."""
     settings: Settings = load()
     return FleetClient(
@@ -41,6 +43,7 @@ def client_of(
             settings,
             db=DbKnobs(url=db_url or servers.db_url),
             broker=BrokerKnobs(url=broker_url or servers.broker_url),
-            ledger=LedgerKnobs(),
+            ledger=ledger or LedgerKnobs(),
+            memory=MemoryKnobs(redis_url=servers.redis_url),
         )
     )

@@ -1,52 +1,19 @@
 """`fleet submit`, `result`, `tasks` and `schema` against a running fleet, as people and scripts meet them."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from tests.integration.terminal import fleet, fleet_json, refusal
 from workers.ops.surroundings import ROOT
 
-WITHOUT_FLEET = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
 NOBODY_LISTENS = {
     "FLEET_DB_URL": "postgresql+psycopg://fleet@127.0.0.1:1/fleet",
     "FLEET_BROKER_URL": "amqp://guest@127.0.0.1:1//",
 }
-
-
-def fleet(
-    *words: str, here: Path, env: dict[str, str] | None = None, stdin: str = ""
-) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [sys.executable, "-m", "workers.ops.main", *words],
-        cwd=here,
-        env={**WITHOUT_FLEET, "PYTHONPATH": str(ROOT), **(env or {})},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
-
-
-def fleet_json(*words: str, here: Path, stdin: str = "") -> Any:
-    done = fleet(*words, "--json", here=here, stdin=stdin)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def refusal(done: "subprocess.CompletedProcess[str]", *, code: int) -> str:
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert done.stderr.count("\n") == 1, "one sentence"
-    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +124,39 @@ def test_a_failed_task_is_exit_code_1_with_its_recorded_reason(here: Path) -> No
     assert (error["code"], error["context"]["error"]["code"]) == ("task_failed", "deadline_spent")
     shown = fleet("task", error["context"]["task_id"], here=here)
     assert (shown.returncode, "Error: the deadline passed" in shown.stdout) == (0, True)
+
+
+def test_a_task_that_starts_later_is_seen_waiting_and_cancelled_at_once(here: Path) -> None:
+    words = ("submit", "chat", "message=Hello", "--at", "2h", "--priority", "batch")
+    accepted = fleet_json(*words, here=here)["id"]
+    shown = fleet("task", accepted, here=here).stdout
+    assert "It is waiting for its start, until " in shown
+    assert "(in 1 h)" in shown
+    assert "priority batch" in shown
+    assert accepted in [one["id"] for one in fleet_json("tasks", "--state", "waiting", here=here)]
+    assert fleet("cancel", accepted, here=here).stdout == "Cancelled.\n"
+    assert "the task was cancelled" in refusal(fleet("result", accepted, here=here), code=1)
+    assert "is cancelled already" in refusal(fleet("cancel", accepted, here=here), code=1)
+
+
+def test_a_running_task_is_cancelled_and_what_is_left_is_sound(here: Path) -> None:
+    accepted = fleet_json("submit", "chat", "message=Tell me a long story", "max_tokens=2000", here=here)["id"]
+    assert fleet_json("cancel", accepted, here=here)["state"] == "cancelled"
+    verdict = fleet_json("verify", here=here)
+    assert verdict["holds"] is True, verdict
+
+
+def test_a_failed_task_is_found_among_the_dead_letters_and_put_aside(here: Path) -> None:
+    tenant = uuid4().hex
+    words = ("submit", "chat", "message=Hello", "--tenant", tenant, "--deadline-s", "0", "--wait")
+    assert fleet(*words, here=here).returncode == 1
+    (letter,) = fleet_json("dead", "list", "--tenant", tenant, "--error", "deadline_spent", here=here)
+    assert fleet_json("dead", "replay", letter["id"], here=here)[0]["replayed"] is True
+    assert fleet("result", letter["id"], here=here).returncode == 1, "its deadline was nought, and is so again"
+    assert fleet_json("dead", "discard", "--tenant", tenant, "--yes", here=here) == [
+        {"id": letter["id"], "discarded": True}
+    ]
+    assert fleet_json("dead", "list", "--tenant", tenant, here=here) == []
 
 
 def test_schema_is_printed_as_it_is_committed(nowhere: Path) -> None:

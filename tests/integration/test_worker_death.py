@@ -147,5 +147,5 @@ def test_a_task_whose_every_worker_dies_fails_with_the_reason(run_folder: Callab
         eventually(lambda: client.status(task.id).is_finished)
         view = client.status(task.id)
         client.close()
-    assert (view.error or {})["code"] == "attempts_spent"
+    assert (view.error or {})["code"] == "attempts_exhausted"
     assert (view.error or {})["message"] == "the worker died in attempt 2 of 2"

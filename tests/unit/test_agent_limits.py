@@ -1,51 +1,14 @@
 """Time limits on a loop whose time belongs to the test: the soft one surfaces inside, the hard one ends the work."""
 
 import asyncio
-import selectors
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
+from tests.fakes.hand_loop import at_once, block
 from workers.agents.limits import limited
-
-
-class HandSelector(selectors.DefaultSelector):
-    """Nothing ever happens outside: waiting moves the loop's clock and takes no time."""
-
-    seconds = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        found = super().select(0)
-        if not found and timeout:
-            self.seconds += timeout
-        return found
-
-
-class HandLoop(asyncio.SelectorEventLoop):
-    """A loop whose hours pass at once."""
-
-    def __init__(self) -> None:
-        self._hand = HandSelector()
-        super().__init__(self._hand)
-
-    def time(self) -> float:
-        return self._hand.seconds
-
-    def block(self, seconds: float) -> None:
-        """Let time pass while nothing else gets a turn."""
-        self._hand.seconds += seconds
-
-
-def at_once(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end in the loop's own time."""
-    with asyncio.Runner(loop_factory=HandLoop) as runner:
-        return runner.run(main)
-
-
-def block(seconds: float) -> None:
-    cast(HandLoop, asyncio.get_running_loop()).block(seconds)
 
 
 def now() -> float:

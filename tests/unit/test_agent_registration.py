@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.errors import BadInput, Misconfigured
+from shared.ledger.retry import ONCE, Retry
 from workers.agents.agent import AGENTS, TOOLS, Agent, agent, tool
 from workers.agents.registration import load_agents
 
@@ -52,6 +53,27 @@ def test_the_function_stays_an_ordinary_function() -> None:
     assert agent("t", soft_limit_s=1, hard_limit_s=2)(greet) is greet
     one = AGENTS["t"]
     assert (one.name, one.function, one.soft_limit_s, one.hard_limit_s) == ("t", greet, 1, 2)
+
+
+def test_an_agent_says_what_becomes_of_changed_steps_how_many_run_at_once_and_what_is_tried_again() -> None:
+    plain = made(greet)
+    assert (plain.on_change, plain.max_running, plain.retry) == ("pause", None, ONCE)
+    rule = Retry(attempts=2)
+    one = made(greet, on_change="reuse", max_running=3, retry=rule)
+    assert (one.on_change, one.max_running, one.retry) == ("reuse", 3, rule)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"on_change": "ignore"}, "agent 't': on_change must be one of reuse, rerun, pause"),
+        ({"max_running": 0}, "agent 't': max_running must be at least 1"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(Misconfigured, match=told):
+        agent("t", **options)(greet)
+    assert "t" not in AGENTS
 
 
 async def test_inputs_are_named_bound_by_place_and_defaulted() -> None:

@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
 
-from shared.errors import BadInput, LLMTimeout, StepChanged, VectorsUnavailable
+from shared.errors import BadInput, LLMTimeout, VectorsUnavailable
+from shared.ledger.suspension import Suspended
 from shared.llm.messages import Message
 from tests.fakes.fake_world import FakeWorld
 from workers.agents.agent import TOOLS, tool
@@ -71,8 +73,10 @@ async def test_a_step_of_a_resumed_run_comes_from_the_journal(world: FakeWorld) 
     resumed = world.run(task, attempt=2)
     assert await resumed.step("double", double, 4) == 8
     assert CALLS == [4]
-    with pytest.raises(StepChanged, match="step 'double' #0"):
-        await world.run(task, attempt=2).step("double", double, 5)
+    changed = world.run(task, attempt=2)
+    with pytest.raises(Suspended):
+        await changed.step("double", double, 5)
+    assert CALLS == [4]
 
 
 async def test_arguments_and_results_of_a_step_must_be_json(world: FakeWorld) -> None:
@@ -138,6 +142,12 @@ async def test_a_tool_runs_once_with_checked_inputs(world: FakeWorld) -> None:
         ("tool.t.double", 0): "tool",
         ("tool.t.weather", 0): "tool",
     }
+
+
+async def test_a_models_input_called_retry_is_an_input_and_no_rule(world: FakeWorld) -> None:
+    asked: dict[str, Any] = {"number": 1, "retry": {"attempts": 10**9}}
+    with pytest.raises(BadInput, match=r"^tool 't.double': retry: extra inputs are not permitted"):
+        await world.run().tool("t.double", **asked)
 
 
 async def test_inputs_that_do_not_fit_a_tool_are_refused_before_anything_is_written(world: FakeWorld) -> None:

@@ -10,7 +10,7 @@ from shared.broker.app import celery_settings, make_app
 from shared.broker.connection import safe_url, transport_options
 from shared.broker.knobs import BrokerKnobs
 from shared.broker.topology import dead_queue, task_queue
-from shared.contracts import DEAD_QUEUE, QUEUE
+from shared.contracts import DEAD_QUEUE, QUEUE, QUEUES
 
 KNOBS = BrokerKnobs(delivery_limit=7, socket_timeout_s=3, connect_timeout_s=1.5, heartbeat_s=4)
 VALKEY = BrokerKnobs(url="redis://127.0.0.1/0", socket_timeout_s=3, connect_timeout_s=1.5)
@@ -72,8 +72,8 @@ def test_celery_knows_every_setting_by_this_name() -> None:
     assert set(celery_settings(KNOBS)) - set(DEFAULTS) == set()
 
 
-def test_the_worker_consumes_the_one_queue(app: Celery) -> None:
-    assert [queue.name for queue in app.conf.task_queues] == [QUEUE]
+def test_the_worker_consumes_a_queue_for_each_priority(app: Celery) -> None:
+    assert [queue.name for queue in app.conf.task_queues] == list(QUEUES.values())
 
 
 def test_results_go_nowhere(app: Celery) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import Any, cast
+from typing import Any, Literal, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -36,11 +36,11 @@ class Server:
         self.statements += 1
         if self.troubles:
             raise self.troubles.pop(0)
-        rows = json.loads(parameters["release"])
+        rows = json.loads(parameters["suspend"])
         if self.refuses and any(self.refuses[0] in json.dumps(row) for row in rows):
             raise self.refuses[1]
-        self.answer: list[tuple[Any, ...]] = [("fence", WORKER, None, 0, 0, 0)]
-        self.answer += [("release", UUID(row["id"]), None, 0, row["epoch"], 0) for row in rows]
+        self.answer: list[tuple[Any, ...]] = [("fence", WORKER, None, 0, 0, 0, None)]
+        self.answer += [("suspend", UUID(row["id"]), None, 0, row["epoch"], 0, "queued") for row in rows]
         return self
 
     async def fetchall(self) -> list[tuple[Any, ...]]:
@@ -61,7 +61,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 async def write(commit: GroupCommit, note: str) -> Written | None:
     task_id = uuid4()
-    return await commit.write("release", ("release", task_id, None, 0), {"id": str(task_id), "epoch": 1, "note": note})
+    return await commit.write("suspend", ("suspend", task_id, None, 0), {"id": str(task_id), "epoch": 1, "note": note})
 
 
 def committing(server: Server, when_down: Any = "wait") -> GroupCommit:
@@ -84,7 +84,7 @@ async def test_a_row_that_postgresql_refuses_fails_alone_and_nobody_waits_for_it
     commit = committing(server)
     writes = (write(commit, "good"), write(commit, "bad"), write(commit, "good"))
     good, bad, other = await asyncio.gather(*writes, return_exceptions=True)
-    assert good == other == Written(1, 0)
+    assert good == other == Written(1, 0, "queued")
     assert isinstance(bad, BadInput)
     assert bad.message == f"not storable in PostgreSQL: {fault}"
     assert server.connections == 1
@@ -101,11 +101,48 @@ async def test_an_outage_is_waited_out_on_new_connections_by_a_worker_and_told_t
 ) -> None:
     server.troubles = [outage] * 3
     commit = committing(server)
-    assert await write(commit, "good") == Written(1, 0)
+    assert await write(commit, "good") == Written(1, 0, "queued")
     assert server.connections == 4
     await commit.close()
     server.troubles = [outage]
     commit = committing(server, "raise")
     with pytest.raises(DatabaseUnavailable, match="PostgreSQL does not answer"):
         await write(commit, "good")
+    await commit.close()
+
+
+class Ledger(Server):
+    """Answers every kind of write, and says which tenants crowd the queue."""
+
+    crowd: tuple[str, ...] = ()
+
+    async def execute(self, statement: str, parameters: dict[str, Any], *, prepare: bool) -> "Server":
+        self.statements += 1
+        self.parameters = parameters
+        kinds = [kind for kind in ("accept", "finish", "wake") if kind in parameters]
+        self.answer = [
+            (kind, UUID(row["id"]), None, 0, 0, 0, "queued") for kind in kinds for row in json.loads(parameters[kind])
+        ]
+        self.answer += [("crowd", None, None, 0, 0, 0, tenant) for tenant in self.crowd]
+        return self
+
+
+async def test_a_producer_learns_which_tenants_tasks_shall_be_held_from_now_on(server: Server) -> None:
+    ledger = Ledger()
+    ledger.crowd = ("acme",)
+    commit = GroupCommit(cast(Database, ledger), LedgerKnobs(fair_window=7), worker=None, when_down="raise")
+    task_id = uuid4()
+    written = await commit.write("accept", ("accept", task_id, None, 0), {"id": str(task_id)})
+    assert written == Written(0, 0, "queued", frozenset({"acme"}))
+    assert ledger.parameters["fair_window"] == 7
+    await commit.close()
+
+
+async def test_two_writes_to_one_task_are_never_in_one_statement(server: Server) -> None:
+    ledger = Ledger()
+    commit = GroupCommit(cast(Database, ledger), LedgerKnobs(), worker=None, when_down="raise")
+    task_id = uuid4()
+    kinds: tuple[Literal["finish", "wake"], ...] = ("finish", "wake")
+    await asyncio.gather(*(commit.write(kind, (kind, task_id, None, 0), {"id": str(task_id)}) for kind in kinds))
+    assert ledger.statements == 2
     await commit.close()

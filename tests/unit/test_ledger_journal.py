@@ -1,14 +1,18 @@
 """The journal: a completed step is never called again, and what cannot be journaled is refused by name."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from shared.errors import BadInput, Fenced, LLMTimeout, StepChanged
-from shared.ledger.journal import Journal, fingerprint
+from shared.errors import BadInput, Fenced, LLMTimeout
+from shared.ledger.journal import Journal
+from shared.ledger.knobs import LedgerKnobs
+from shared.ledger.records import fingerprint
+from shared.ledger.suspension import Suspended
 from tests.fakes.fake_ledger import FakeCommit
 
 TASK = UUID(int=7)
@@ -74,24 +78,109 @@ async def test_a_completed_step_without_much_of_a_result_comes_back_too(
     assert work.calls == 1
 
 
-async def test_a_step_that_was_cut_off_before_its_result_is_called_again(journal: Journal, commit: FakeCommit) -> None:
+async def test_a_step_that_the_leaving_worker_cut_off_is_in_doubt_and_called_again(
+    journal: Journal, commit: FakeCommit
+) -> None:
+    journal.books_cuts = lambda: False
     with pytest.raises(asyncio.CancelledError):
         await run(journal, "think", Work(asyncio.CancelledError()))
     assert commit.history == [("intent", "think", 0)]
     again = Work("now")
-    assert await run(commit.journal(TASK, epoch=2), "think", again) == "now"
+    resumed = commit.journal(TASK, epoch=2)
+    assert (resumed.in_doubt, resumed.doubts_met) == (1, 0)
+    assert await run(resumed, "think", again) == "now"
     assert again.calls == 1
+    assert (resumed.in_doubt, resumed.doubts_met) == (1, 1)
+    later = commit.journal(TASK, epoch=3)
+    assert await run(later, "think", again) == "now"
+    assert (later.in_doubt, later.doubts_met) == (1, 0), "once in doubt, always told, and counted once"
 
 
-async def test_a_resumed_step_that_asks_for_something_else_fails_and_is_not_called(
+async def test_a_call_that_is_cancelled_in_flight_is_over_and_what_it_cost_by_then_is_booked(
     journal: Journal, commit: FakeCommit
 ) -> None:
-    await run(journal, "think", Work("x"), {"q": 1})
-    work = Work("y")
-    with pytest.raises(StepChanged, match="step 'think' #0 asks for something else than before") as caught:
-        await run(commit.journal(TASK, epoch=2), "think", work, {"q": 2})
-    assert caught.value.context == {"step": "think", "ordinal": 0}
+    work = Work(asyncio.CancelledError(), "second")
+    with pytest.raises(asyncio.CancelledError):
+        await journal.step("ask", kind="llm", request=1, call=work, usage_if_cut=lambda: {"input_tokens": 9})
+    row = commit.steps["ask", 0]
+    assert (row["state"], row["result"], row["usage"]) == ("failed", {"error": "cut off"}, {"input_tokens": 9})
+    resumed = commit.journal(TASK, epoch=2)
+    assert await resumed.step("ask", kind="llm", request=1, call=work) == "second"
+    assert resumed.in_doubt == 0
+
+
+async def test_a_result_that_is_cut_off_while_it_is_written_is_written_all_the_same(
+    commit: FakeCommit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, journal = commit.write, commit.journal(TASK)
+    troubles = [asyncio.CancelledError()]
+
+    async def cut_once(kind: Any, key: Any, row: Any) -> Any:
+        if kind == "result" and troubles:
+            raise troubles.pop()
+        return await write(kind, key, row)
+
+    monkeypatch.setattr(commit, "write", cut_once)
+    work = Work("paid")
+    with pytest.raises(asyncio.CancelledError):
+        await run(journal, "think", work)
+    assert await run(commit.journal(TASK, epoch=2), "think", work) == "paid"
+    assert work.calls == 1
+
+
+@pytest.mark.parametrize("first", ["x", LLMTimeout("too late")])
+async def test_a_resumed_step_that_asks_for_something_else_parks_the_run_with_the_reason(
+    journal: Journal, commit: FakeCommit, first: Any
+) -> None:
+    with contextlib.suppress(LLMTimeout):
+        await run(journal, "think", Work(first), {"q": 1})
+    work, resumed = Work("y"), commit.journal(TASK, epoch=2)
+    with pytest.raises(Suspended):
+        await run(resumed, "think", work, {"q": 2})
+    assert (work.calls, resumed.is_left) == (0, True)
+    assert resumed.suspension is not None
+    assert resumed.suspension.state == "parked"
+    error = resumed.suspension.error or {}
+    assert error["code"] == "step_changed"
+    assert "step 'think' #0 asks for something else than before" in error["message"]
+    assert error["context"] == {"step": "think", "ordinal": 0, "fingerprint": fingerprint("think", 0, {"q": 2})}
+
+
+async def test_an_agent_may_want_the_old_result_of_a_step_that_has_changed(
+    journal: Journal, commit: FakeCommit
+) -> None:
+    await run(journal, "think", Work("old"), {"q": 1})
+    work = Work("new")
+    assert await run(commit.journal(TASK, epoch=2, on_change="reuse"), "think", work, {"q": 2}) == "old"
     assert work.calls == 0
+
+
+async def test_an_agent_may_want_a_step_that_has_changed_done_again(journal: Journal, commit: FakeCommit) -> None:
+    await run(journal, "think", Work("old"), {"q": 1})
+    work = Work("new")
+    assert await run(commit.journal(TASK, epoch=2, on_change="rerun"), "think", work, {"q": 2}) == "new"
+    assert await run(commit.journal(TASK, epoch=3), "think", work, {"q": 2}) == "new"
+    assert work.calls == 1
+
+
+async def test_what_was_not_completed_may_ask_for_something_else(journal: Journal, commit: FakeCommit) -> None:
+    journal.books_cuts = lambda: False
+    with pytest.raises(asyncio.CancelledError):
+        await run(journal, "think", Work(asyncio.CancelledError()), {"q": 1})
+    assert await run(commit.journal(TASK, epoch=2), "think", Work("new"), {"q": 2}) == "new"
+
+
+async def test_a_large_result_goes_to_a_table_of_its_own_and_comes_back(commit: FakeCommit) -> None:
+    knobs, large = LedgerKnobs(blob_bytes=100), {"text": "é" * 100}
+    work = Work(large, "small")
+    for epoch in (1, 2):
+        one = commit.journal(TASK, epoch=epoch, knobs=knobs)
+        assert await run(one, "think", work) == large
+        assert await run(one, "brief", work) == "small"
+    assert work.calls == 2
+    assert commit.history[:3] == [("intent", "think", 0), ("blob", "think", 0), ("result", "think", 0)]
+    assert (commit.steps["think", 0]["result"], commit.steps["think", 0]["in_blob"]) == (None, True)
+    assert ("brief", 0) not in commit.blobs
 
 
 async def test_a_failure_of_the_fleets_own_is_an_outcome_that_the_next_attempt_sees_again(commit: FakeCommit) -> None:
@@ -116,8 +205,16 @@ async def test_any_other_failure_is_recorded_raised_and_tried_again_by_the_next_
     nul = Work(LLMTimeout("no\x00luck"))
     with pytest.raises(LLMTimeout):
         await run(journal, "ask", nul)
-    assert commit.steps["ask", 0]["result"] == {"error": "LLMTimeout"}
+    assert commit.steps["ask", 0]["result"]["error"]["code"] == "llm_timeout"
+    with pytest.raises(LLMTimeout, match="whose text cannot be stored"):
+        await run(commit.journal(TASK, epoch=2), "ask", nul)
     assert await run(commit.journal(TASK, epoch=2), "think", work) == "second try"
+
+
+async def test_what_a_call_cost_that_a_time_limit_ended_is_booked(journal: Journal, commit: FakeCommit) -> None:
+    with pytest.raises(TimeoutError):
+        await journal.step("ask", kind="llm", request=1, call=Work(TimeoutError()), usage_if_cut=lambda: {"n": 9})
+    assert commit.steps["ask", 0]["usage"] == {"n": 9}
 
 
 @pytest.mark.parametrize("name", ["", "x" * 201])

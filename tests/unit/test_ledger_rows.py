@@ -15,18 +15,29 @@ from shared.errors import BadInput
 from shared.ledger.rows import StepView, TaskView, accept_statement, message_of, refuse_nul, task_row
 
 AT = datetime(2031, 1, 1, tzinfo=UTC)
+PARENT = UUID(int=1)
 MESSAGE = TaskMessage(
     "chat",
     {"message": "hi"},
     (1,),
     keyed_task_id("acme", "k"),
-    FleetHeader(tenant="acme", session="s", idempotency_key="k", deadline_at=AT, max_attempts=5),
+    FleetHeader(
+        tenant="acme",
+        session="s",
+        idempotency_key="k",
+        deadline_at=AT,
+        max_attempts=5,
+        priority="batch",
+        parent_id=PARENT,
+        root_agent="family",
+    ),
 )
 
 
 def stored(row: dict[str, Any]) -> Row[Any]:
     """The row as the database would give it back."""
     typed = {"id": UUID(row["id"]), "deadline_at": row["deadline_at"] and datetime.fromisoformat(row["deadline_at"])}
+    typed["parent_id"] = row["parent_id"] and UUID(row["parent_id"])
     return cast(Row[Any], SimpleNamespace(**{**row, **typed}))
 
 
@@ -38,8 +49,8 @@ def view(**changes: Any) -> TaskView:
     return TaskView(**given | changes)
 
 
-def step(repeats: int, executions: int = 1) -> StepView:
-    return StepView("s", 0, "step", "done", executions, repeats, AT, AT, None)
+def step(repeats: int = 0, executions: int = 1, *, in_doubt: int = 0, state: str = "done") -> StepView:
+    return StepView("s", 0, "step", state, executions, repeats, in_doubt, AT, AT, None)
 
 
 @pytest.mark.parametrize("message", [MESSAGE, TaskMessage("a")], ids=["full", "bare"])
@@ -58,6 +69,10 @@ def test_a_row_has_the_ledgers_columns() -> None:
         "input": {"args": [1], "kwargs": {"message": "hi"}},
         "max_attempts": 5,
         "deadline_at": AT.isoformat(),
+        "priority": "batch",
+        "parent_id": str(PARENT),
+        "root_agent": "family",
+        "available_at": None,
     }
 
 
@@ -91,3 +106,14 @@ def test_a_task_is_finished_when_it_succeeded_or_failed(state: str, is_finished:
 def test_a_step_in_doubt_is_not_counted_as_repeated() -> None:
     assert view(steps=(step(0, executions=3), step(0))).repeated_steps == 0
     assert view(steps=(step(1, executions=2), step(2, executions=3))).repeated_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "in_doubt"), [("running", "intent", 2), ("failed", "intent", 2), ("succeeded", "done", 2)]
+)
+def test_calls_in_doubt_are_those_that_were_made_anew_and_those_that_never_were(
+    state: str, last: str, in_doubt: int
+) -> None:
+    assert view(state=state, steps=(step(in_doubt=2), step(state=last))).in_doubt_steps == in_doubt + (
+        state == "failed"
+    )

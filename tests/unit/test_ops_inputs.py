@@ -10,8 +10,9 @@ import pytest
 from shared.errors import Misconfigured
 from shared.ledger.rows import StepView, TaskView
 from workers.ops.demo import told
+from workers.ops.moments import rounded
 from workers.ops.submit import read_inputs
-from workers.ops.task_screen import rounded, summary
+from workers.ops.task_screen import summary
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -21,12 +22,12 @@ def inputs(*pairs: str, given: str | None = None, stdin: str = "") -> dict[str, 
 
 
 def step(name: str, state: str, *, executions: int = 1, repeats: int = 0) -> StepView:
-    return StepView(name, 0, "step", state, executions, repeats, NOON, None, None)
+    return StepView(name, 0, "step", state, executions, repeats, 0, NOON, None, None)
 
 
 def task(*steps: StepView) -> TaskView:
     return TaskView(
-        UUID(int=1), "default", "chat", None, "running", 1, 1, None, None, None, NOON, NOON, None, tuple(steps)
+        UUID(int=1), "default", "chat", None, "running", 1, 1, None, None, None, NOON, NOON, None, steps=steps
     )
 
 

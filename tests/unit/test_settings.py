@@ -19,6 +19,10 @@ DIFFERENT: dict[str, str] = {
     "FLEET_LLM_BASE_URL": "https://h/v1",
     "FLEET_LLM_MAX_TOKENS_FIELD": "max_completion_tokens",
     "FLEET_LLM_PROXY_URL": "http://p:3128",
+    "FLEET_LLM_STREAM_ANSWERS": "true",
+    "FLEET_LLM_STREAM_USAGE": "false",
+    "FLEET_LLM_KEY_HEADER": "api-key",
+    "FLEET_LLM_EXTRA_BODY": '{"top_k": 3}',
     "FLEET_MEMORY_REDIS_URL": "rediss://h/3",
     "FLEET_VECTORS_URI": "https://h:19530",
     "FLEET_LOG_STYLE": "console",
@@ -53,7 +57,7 @@ def other(variable: str, default: Any) -> str:
     if isinstance(default, SecretStr):
         return "sesame"
     if isinstance(default, int | float):
-        return str(type(default)(default * 1.5) if default else 3)
+        return str(type(default)(default * 1.5 if default else 3))
     return f"{default}x"
 
 

@@ -9,12 +9,14 @@ async def summarise(run: Run, text: str, sentences: int = 3) -> str:
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from shared.contracts import checked_agent_name, first_problem
 from shared.errors import BadInput, Misconfigured
+from shared.ledger.journal import OnChange
+from shared.ledger.retry import ONCE, Retry
 
 AgentFunction = Callable[..., Awaitable[Any]]
 
@@ -68,6 +70,9 @@ class Agent:
     inputs: Inputs
     soft_limit_s: float | None
     hard_limit_s: float | None
+    on_change: OnChange = "pause"
+    max_running: int | None = None
+    retry: Retry = ONCE
 
     async def __call__(self, run: Any, inputs: Mapping[str, Any]) -> Any:
         """Run the function with checked inputs."""
@@ -87,16 +92,23 @@ class Tool:
 
 
 def agent(
-    name: str, *, soft_limit_s: float | None = None, hard_limit_s: float | None = None
-) -> Callable[[AgentFunction], AgentFunction]:
+    name: str, *, soft_limit_s: float | None = None, hard_limit_s: float | None = None, on_change: OnChange = "pause",
+    max_running: int | None = None, retry: Retry = ONCE,
+) -> Callable[[AgentFunction], AgentFunction]:  # fmt: skip
     """Register an `async def fn(run, …)` as the Celery task `agents.<name>`.
 
     Args:
         name: a-z, 0-9, '_', '.', '-'.
         soft_limit_s: Seconds until SoftTimeLimitExceeded is raised inside; the worker's default otherwise.
-        hard_limit_s: Seconds until it is cancelled.
+        hard_limit_s: Seconds until it is cancelled. Both count anew each time that a run which waited goes on.
+        on_change: What a resumed run does with a completed step that asks for something else than before, as after a
+            change of the code: `pause` parks the task until an operator decides, `reuse` takes the old result, `rerun`
+            executes the step again.
+        max_running: Runs of it at once in the whole fleet, with their children; None: no limit.
+        retry: When its steps that fail are tried again, unless they say so themselves; by default never.
 
-    Raises: Misconfigured for a name taken twice, a function that is not async, or inputs without types.
+    Raises: Misconfigured for a name taken twice, a function that is not async, inputs without types, or an option that
+        means nothing.
     """
 
     def register(function: AgentFunction) -> AgentFunction:
@@ -107,8 +119,12 @@ def agent(
             raise Misconfigured(
                 f"two agents are named {name!r}: {_where(AGENTS[name].function)} and {_where(function)}"
             )
+        if on_change not in get_args(OnChange):
+            raise Misconfigured(f"agent {name!r}: on_change must be one of {', '.join(get_args(OnChange))}")
+        if max_running is not None and max_running < 1:
+            raise Misconfigured(f"agent {name!r}: max_running must be at least 1")
         inputs = _inputs(f"agent {name!r}", function, skip=1)
-        AGENTS[name] = Agent(name, function, inputs, soft_limit_s, hard_limit_s)
+        AGENTS[name] = Agent(name, function, inputs, soft_limit_s, hard_limit_s, on_change, max_running, retry)
         return function
 
     return register

@@ -15,13 +15,25 @@ from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from shared.broker.dead_letters import dead_letter
-from shared.contracts import CONTENT_TYPE, TASK_PREFIX, check_storable, parse_headers
+from shared.contracts import (
+    CONTENT_TYPE,
+    QUEUES,
+    TASK_PREFIX,
+    Headers,
+    Priority,
+    TaskMessage,
+    check_storable,
+    parse_headers,
+)
 from shared.errors import BadInput, BadMessage
 
 log = structlog.get_logger()
 
 EVENTS_EVERY_S = 0.25
 EVENTS_BUFFERED = 500
+RECONNECT_S = (0.5, 0.5, 2.0)
+"""First wait between two tries to reach the broker, what each adds, and the longest; Celery's own grow to 30 s."""
+PRIORITIES: dict[str, Priority] = {queue: priority for priority, queue in QUEUES.items()}
 
 SWITCHED_OFF = {"without_mingle": True, "without_gossip": True}
 
@@ -43,11 +55,37 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         super().__init__(*args, worker_options=options, **kwargs)
         self.initial_prefetch_count = min(self.initial_prefetch_count, self.app.fleet_prefetch)
 
+    def ensure_connected(self, conn: Any) -> Any:
+        """Try again every other second, and say that the broker is away meanwhile."""
+        start_s, step_s, max_s = RECONNECT_S
+        connect = conn.ensure_connection
+
+        def patiently(errback: Any, *args: Any, **kwargs: Any) -> Any:
+            def told(error: Any, wait_s: float) -> None:
+                self._broker_is(away=True)
+                errback(error, wait_s)
+
+            return connect(told, *args, interval_start=start_s, interval_step=step_s, interval_max=max_s, **kwargs)
+
+        conn.ensure_connection = patiently
+        return super().ensure_connected(conn)
+
+    def on_close(self) -> None:
+        """The connection is gone, or about to be."""
+        self.pool.tell_celery = None
+        self._broker_is(away=True)
+        super().on_close()
+
+    def _broker_is(self, *, away: bool) -> None:
+        self.pool.loop.call_soon_threadsafe(partial(self.app.fleet_host.broker_is, away=away))
+
     def register_with_event_loop(self, hub: Any) -> None:
         """Celery is connected (again): send its events a few times a second, not with every turn of its loop."""
         super().register_with_event_loop(hub)
+        self._broker_is(away=False)
         dispatcher = self.event_dispatcher
         if dispatcher is not None:
+            self.pool.tell_celery = dispatcher.send if dispatcher.enabled else None
             publish_unconfirmed(dispatcher.producer.channel)
             dispatcher.buffer_limit = EVENTS_BUFFERED
             dispatcher.on_send_buffered = None
@@ -58,14 +96,33 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> None:
+            take_priority(message)
             try:
-                check(message, self.app.tasks)
+                headers = check(message, self.app.tasks)
             except BadMessage as error:
                 self.refuse(message, error.message)
             else:
-                handle(message)
+                if headers is None or not self._shelved(message, headers, handle):
+                    handle(message)
 
         return on_task_received
+
+    def _shelved(self, message: Any, headers: Headers, handle: Any) -> bool:
+        """Whether it goes to the ledger's shelf, for the tenant's fair turn, instead of to the pool."""
+        shelf, priority = self.app.fleet_host.shelf, priority_of(message)
+        if not shelf.wants(priority, headers.fleet):
+            return False
+        args, kwargs, _ = message.payload
+        task = TaskMessage(headers.task.removeprefix(TASK_PREFIX), kwargs, tuple(args), headers.id, headers.fleet)
+
+        def settle(is_stored: bool) -> None:
+            if is_stored:
+                self.call_soon(message.ack_log_error, log, self.connection_errors)
+            else:
+                self.call_soon(handle, message)
+
+        shelf.put(priority, task, settle)
+        return True
 
     def refuse(self, message: Any, reason: str) -> None:
         """Send a message that no worker can run to the dead-letter queue; the keeper records it."""
@@ -110,13 +167,28 @@ class FleetRequest(Request):  # type: ignore[misc]
         self._content_type = self._content_encoding = None
 
 
-def check(message: Any, known: Any) -> None:
+def priority_of(message: Any) -> Priority:
+    """Which queue it came from."""
+    return PRIORITIES.get((message.delivery_info or {}).get("routing_key", ""), "normal")
+
+
+def take_priority(message: Any) -> None:
+    """A message that does not state its priority has that of its queue: any Celery client can so choose one."""
+    priority = priority_of(message)
+    if priority != "normal" and isinstance(message.headers, dict):
+        fleet = message.headers.get("fleet")
+        if fleet is None or isinstance(fleet, dict):
+            message.headers["fleet"] = {"priority": priority, **(fleet or {})}
+
+
+def check(message: Any, known: Any) -> Headers | None:
     """Whether a worker could run this message; agents must also keep the fleet's contract.
 
+    Returns: What the headers of an agent's message say; None for any other Celery task.
     Raises: BadMessage with one sentence.
     """
     headers = message.headers or {}
-    name = headers.get("task")
+    name, read = headers.get("task"), None
     if not isinstance(name, str):
         raise BadMessage("the message has no header 'task'")
     if name not in known:
@@ -124,7 +196,7 @@ def check(message: Any, known: Any) -> None:
     if name.startswith(TASK_PREFIX):
         if headers.get("eta") or headers.get("expires"):
             raise BadMessage("headers eta and expires are not supported: use fleet.deadline_at")
-        parse_headers(headers)
+        read = parse_headers(headers)
     try:
         if message.content_type == CONTENT_TYPE and isinstance(message.body, bytes | str):
             message._decoded_cache = json.loads(message.body)  # kombu's own JSON reader is five times slower
@@ -143,6 +215,7 @@ def check(message: Any, known: Any) -> None:
     except BadInput as error:
         raise BadMessage(error.message) from None
     hide_inputs(headers, payload[1])
+    return read
 
 
 def hide_inputs(headers: dict[str, Any], kwargs: dict[str, Any]) -> None:

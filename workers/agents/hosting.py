@@ -1,96 +1,204 @@
-"""A worker's place in the ledger: its row, its heartbeat, and the end of all its runs when it loses that place."""
+"""A worker from its first heartbeat to its last: what its runs hold on to, and the chores that go on beside them."""
 
 import asyncio
 import gc
-import os
-import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
+from celery.exceptions import Ignore
 
 from shared.clock import Clock, SystemClock
+from shared.contracts import QUEUES, TASK_PREFIX, Priority, TaskMessage
 from shared.db.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.ledger.group_commit import GroupCommit
 from shared.ledger.knobs import LedgerKnobs
-from shared.ledger.roster import beat, discharge, enlist, offer
-from shared.ledger.runs import Runs
+from shared.ledger.own_runs import asked_to_cancel, overlooked
+from shared.ledger.parking import unpark
+from shared.ledger.poll import Polled, poll_held, poll_lost
+from shared.ledger.roster import offer
+from shared.ledger.runs import Claim, Runs
+from shared.ledger.shelving import shelve
 from shared.resilience.reconnect import until_available
 from shared.telemetry import metrics
+from workers.agents.active import Active
 from workers.agents.agent import Agent
+from workers.agents.execution import execute_polled, park_unknown
+from workers.agents.hurry import Hurry
 from workers.agents.knobs import WorkerKnobs
-from workers.agents.pool import TaskPool
+from workers.agents.lease import Lease
+from workers.agents.poller import Poller
+from workers.agents.pool import Delivery, TaskPool
 from workers.agents.run import Ports
+from workers.agents.shelf import Settle, Shelf
+from workers.agents.sources import parse_queues
 
 log = structlog.get_logger()
 
 LAG_PROBE_S = 0.25
+OFFER_S = 60.0
+"""Seconds between two offers of the agents: brings back what a worker without them has parked since."""
+BEGUN = 4096
+"""Claims that are remembered: many more than can be under way at once."""
+LAST_PUBLISH_S = 2.0
+"""Seconds that a leaving worker waits for the confirmations of what it handed back; it is held in the ledger anyway."""
 
 
 class WorkerHost:
-    """The pool's host: lives on the pool's loop from `start` to `stop`."""
+    """The pool's host: lives on the pool's loop from `start` to `stop`.
+
+    Args:
+        chores: The worker's own connections, apart from those of its runs: a heartbeat must not wait for them.
+        publish: Sends a task to the queue of its priority.
+        depth: How many messages of a priority wait on the broker.
+        hurry: Makes the listener for cancels.
+    Attributes:
+        active: Runs from their claim to their last write.
+        runs: The hold on the ledger; a new one after each fence.
+    """
 
     def __init__(
-        self, *, database: Database, ledger: LedgerKnobs, knobs: WorkerKnobs, ports: Ports,
-        agents: Mapping[str, Agent], warm_up: Callable[[], Awaitable[Any]] | None = None,
+        self, *, database: Database, chores: Database, ledger: LedgerKnobs, knobs: WorkerKnobs, ports: Ports,
+        agents: Mapping[str, Agent], publish: Callable[[TaskMessage], "Future[None]"],
+        depth: Callable[[Priority], Awaitable[int]], hurry: Callable[..., Hurry] | None = None,
+        warm_up: Callable[[], Awaitable[Any]] | None = None,
         close_ports: Callable[[], Awaitable[None]] | None = None, clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self.name = "worker"
         self.knobs = knobs
         self.ports = ports
-        self.running: set[UUID] = set()
-        self.worker = uuid4()
+        self.ledger = ledger
+        self.active: dict[UUID, Active] = {}
+        self.weights: dict[Priority, int] = knobs.served
         self._database = database
-        self._ledger = ledger
+        self._chores_database = chores
         self._agents = agents
+        self._publish = publish
+        self._hurry = hurry
         self._warm_up = warm_up
         self._close_ports = close_ports
         self._clock = clock or SystemClock()
         self._pool: TaskPool | None = None
-        self._is_draining = False
-        self._last_beat = 0.0
-        self._hurry = asyncio.Event()
-        self._in_place = asyncio.Event()
+        self._is_ready = False
+        self._begun: dict[UUID, int] = {}
+        self._last_words: set[Future[None]] = set()
         self._chores: list[asyncio.Task[Any]] = []
-        self._new_hold()
+        self.lease = Lease(
+            database=chores, ledger=ledger, clock=self._clock, has_runs=lambda: bool(self.active),
+            fence=self._fence, enlisted=self._new_hold,
+        )  # fmt: skip
+        self.poller: Poller | None = None
+        self.shelf = Shelf(
+            reserved=lambda: self._pool.reserved() if self._pool is not None else Counter(),
+            withdraw=self._withdraw, depth=depth, store=lambda messages: shelve(chores, messages),
+            deep=2 * ledger.fair_window, window=knobs.prefetch,
+        )  # fmt: skip
+        self._new_hold(self.lease.worker)
 
     @property
     def drain_s(self) -> float:
         """Seconds that running tasks get to finish after SIGTERM."""
         return self.knobs.drain_s
 
+    @property
+    def cut_s(self) -> float:
+        """Seconds more that they get to reach the end of a step."""
+        return self.knobs.cut_s
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this worker takes tasks."""
+        return self._is_ready and not self.lease.is_draining
+
+    def serve(self, queues: Container[str]) -> None:
+        """Serve the priorities of these queues, as `celery worker -Q` chose them."""
+        served = [priority for priority, queue in QUEUES.items() if queue in queues]
+        self.weights = parse_queues(",".join(served), self.knobs.weights)
+
     def runs_here(self, task_name: str) -> bool:
         """Agents await on the loop; any other Celery task runs in a thread."""
-        return task_name.removeprefix("agents.") in self._agents
+        return task_name.removeprefix(TASK_PREFIX) in self._agents
 
     async def start(self, pool: TaskPool) -> None:
-        """Take a place in the ledger, however long the database needs to come up."""
+        """Take a place in the ledger, however long the database needs to come up; then see to all chores."""
         self._pool = pool
-        await until_available(self._enlist, what="PostgreSQL")
-        schemas = {name: one.inputs.schema() for name, one in self._agents.items()}
-        await until_available(lambda: offer(self._database, schemas), what="PostgreSQL")
-        self._chores = [asyncio.create_task(self._keep_beating()), asyncio.create_task(self._watch_lag())]
+        await self.lease.take(name=self.name, slots=pool.limit)
+        await until_available(self._offer, what="PostgreSQL")
+        self.poller = Poller(
+            slots=pool, ledger=_Polls(self), start=self._start, priorities=self.weights, poll_s=self.ledger.poll_s,
+            lost_after_s=self.ledger.lost_after_s, batch=self.knobs.poll_batch, clock=self._clock,
+        )  # fmt: skip
+        chores = [self.lease.keep(), self.poller.run(), self.shelf.keep(), self.shelf.watch(), self._keep_offering()]
+        chores.append(self._watch_lag())
+        if self._hurry is not None:
+            hurry = self._hurry(active=self.active, asked=self._asked_to_cancel, poll_s=self.ledger.poll_s)
+            chores += [hurry.listen(), hurry.watch()]
         if self._warm_up is not None:
-            self._chores.append(asyncio.create_task(self._warm(self._warm_up)))
-        metrics.serve_metrics(self.knobs.metrics_port)
-
-    async def _warm(self, warm_up: Callable[[], Awaitable[Any]]) -> None:
-        await until_available(warm_up, what="the vector store", cap_s=30.0)
-        settle_memory()
+            chores.append(self._warm(self._warm_up))
+        self._chores = [asyncio.create_task(chore) for chore in chores]
+        self._is_ready = True
+        metrics.serve_metrics(self.knobs.metrics_port, is_ready=lambda: self.is_ready)
 
     async def back_in_place(self) -> None:
         """Wait until this worker, fenced just now, has a place in the ledger again."""
-        if self._in_place.is_set():
-            self._in_place.clear()
-            self._hurry.set()
-        await self._in_place.wait()
+        await self.lease.back_in_place()
 
-    async def drain(self) -> None:
-        """Say that this worker takes nothing new."""
-        self._is_draining = True
-        log.info("worker.draining", runs=len(self.running), drain_s=self.knobs.drain_s)
+    def begin(self, claim: Claim) -> bool:
+        """Whether this claim is new here: a late message of a task that was polled meanwhile brings the same again."""
+        active = self.active.get(claim.task_id)
+        if max(self._begun.get(claim.task_id, 0), active.claim.epoch if active is not None else 0) >= claim.epoch:
+            return False
+        self._begun.pop(claim.task_id, None)  # to the end of the order of age
+        self._begun[claim.task_id] = claim.epoch
+        if len(self._begun) > BEGUN:
+            del self._begun[next(iter(self._begun))]
+        return True
+
+    def publish(self, message: TaskMessage) -> "Future[None]":
+        """Send a task to its queue."""
+        return self._publish(message)
+
+    def hurry_poll(self) -> None:
+        """Something may be held in the ledger that was not before: look at once."""
+        if self.poller is not None:
+            self.poller.hurry()
+
+    def handed_back(self, message: TaskMessage) -> None:
+        """A run was put down that can go on at once: elsewhere, told by a message, if this worker is leaving."""
+        if not self.lease.is_draining:
+            self.hurry_poll()
+            return
+        sent = self.publish(message)
+        self._last_words.add(sent)
+        sent.add_done_callback(lambda done: done.exception() and log.info("worker.unsent", cause=str(done.exception())))
+
+    def broker_is(self, *, away: bool) -> None:
+        """Celery lost, or found, the broker; called on the loop."""
+        metrics.BROKER_AWAY.set(away)
+        if self.poller is not None and self.poller.is_broker_away != away:
+            self.poller.is_broker_away = away
+            log.info("worker.broker_away" if away else "worker.broker_back")
+            if away:
+                self.poller.hurry()
+
+    def shut(self) -> None:
+        """Take nothing new: neither messages nor tasks of the ledger; not ready any longer."""
+        if self.lease.is_draining:
+            return
+        self.lease.is_draining = True
+        if self.poller is not None:
+            self.poller.stop()
+        log.info("worker.draining", runs=len(self.active), drain_s=self.knobs.drain_s)
+
+    def put_down(self) -> None:
+        """Let every run end at its next step."""
+        for active in list(self.active.values()):
+            active.put_down()
 
     async def stop(self) -> None:
         """Leave: write what waits, hand back what is left, close."""
@@ -98,72 +206,92 @@ class WorkerHost:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
         try:
-            async with asyncio.timeout(self._ledger.heartbeat_s):
+            async with asyncio.timeout(self.ledger.heartbeat_s):
                 await self._commit.close()
-                handed_back = await discharge(self._database, self.worker)
+                handed_back = await self.lease.leave()
                 await self._database.close()
+                await self._chores_database.close()
                 log.info("worker.stopped", handed_back=handed_back)
         except (DatabaseUnavailable, TimeoutError) as error:
             log.warning("worker.stopped_unheard", cause=str(error) or "PostgreSQL does not answer")
+        await self._say_last_words()
         if self._close_ports is not None:
-            async with asyncio.timeout(self._ledger.heartbeat_s):
+            async with asyncio.timeout(self.ledger.heartbeat_s):
                 await self._close_ports()
 
-    def _new_hold(self) -> None:
-        self._commit = GroupCommit(self._database, self._ledger, worker=self.worker, when_down="wait")
-        self.runs = Runs(self._database, self._commit)
+    async def _say_last_words(self) -> None:
+        open_words = [asyncio.wrap_future(sent) for sent in self._last_words if not sent.done()]
+        if open_words:
+            await asyncio.wait(open_words, timeout=LAST_PUBLISH_S)
 
-    async def _enlist(self) -> None:
-        slots = self._pool.limit if self._pool is not None else self.knobs.concurrency
-        asked_at = self._clock.monotonic()
-        await enlist(
-            self._database, worker=self.worker, name=self.name, host=socket.gethostname(), pid=os.getpid(), slots=slots
-        )
-        self._last_beat = asked_at
-        self._in_place.set()
-        log.info("worker.enlisted", worker=str(self.worker), slots=slots)
+    def _new_hold(self, worker: UUID) -> None:
+        self._commit = GroupCommit(self._database, self.ledger, worker=worker, when_down="wait")
+        self.runs = Runs(self._database, self._commit, self.ledger)
 
-    async def _keep_beating(self) -> None:
-        while True:
-            await self._until_next_beat()
-            asked_at = self._clock.monotonic()
-            try:
-                async with asyncio.timeout(self._ledger.heartbeat_s):
-                    is_alive = await beat(self._database, self.worker, is_draining=self._is_draining)
-            except (DatabaseUnavailable, TimeoutError) as error:
-                await self._missed(str(error) or "PostgreSQL does not answer")
-                continue
-            if is_alive:
-                self._last_beat = asked_at
-            else:
-                await self._start_over("declared dead by the keeper")
-
-    async def _until_next_beat(self) -> None:
-        try:
-            async with asyncio.timeout(self._ledger.heartbeat_s):
-                await self._hurry.wait()
-        except TimeoutError:
-            return
-        self._hurry.clear()
-
-    async def _missed(self, cause: str) -> None:
-        """A heartbeat that was not written: after `dead_after_s` others may own the runs, so they end here."""
-        age_s = self._clock.monotonic() - self._last_beat
-        log.warning("worker.heartbeat_missed", age_s=round(age_s, 1), cause=cause)
-        if age_s >= self._ledger.dead_after_s and self.running:
-            await self._start_over(f"no heartbeat written for {age_s:.0f} s")
-
-    async def _start_over(self, cause: str) -> None:
-        """Fence this worker: its runs end without a write, and it returns under a new id."""
+    async def _fence(self, cause: str) -> None:
+        """End every run without a write."""
         metrics.FENCED.inc()
-        self._in_place.clear()
-        log.error("worker.fenced", worker=str(self.worker), runs=len(self.running), cause=cause)
+        metrics.FENCED_RUNS.inc(len(self.active))
+        log.error("worker.runs_fenced", runs=len(self.active), cause=cause)
         if self._pool is not None:
             self._pool.cancel_all("fenced")
         await self._commit.abandon()
-        self.worker = uuid4()
-        self._new_hold()
-        await until_available(self._enlist, what="PostgreSQL")
+
+    async def _start(self, polled: Polled) -> None:
+        """Run a polled task, and tell those who watch Celery."""
+        message = polled.message
+        agent = self._agents.get(message.agent)
+        if agent is None or self._pool is None:
+            await park_unknown(self, polled)
+            return
+        task_id = str(message.id)
+        self._pool.tell(
+            "task-received", uuid=task_id, name=TASK_PREFIX + agent.name, args="()",
+            kwargs=f"{{{', '.join(sorted(message.kwargs))}}}", root_id=task_id, parent_id=None, retries=0, eta=None,
+            expires=None,
+        )  # fmt: skip
+        self._pool.tell("task-started", uuid=task_id)
+        began = self._clock.monotonic()
+        try:
+            result = await execute_polled(self, agent, polled)
+        except Ignore:
+            return
+        except Exception as error:  # the agent's own, written to the ledger: Celery is only told
+            self._pool.tell("task-failed", uuid=task_id, exception=repr(error)[:500], traceback="")
+        else:
+            self._pool.tell(
+                "task-succeeded", uuid=task_id, result=repr(result), runtime=self._clock.monotonic() - began
+            )
+
+    async def _asked_to_cancel(self) -> Sequence[UUID]:
+        return await asked_to_cancel(self._chores_database, self.lease.worker)
+
+    def _withdraw(self, priority: Priority, tenant: str) -> Iterable[tuple[TaskMessage, Settle]]:
+        if self._pool is None:
+            return []
+        out = self._pool.withdraw(priority, tenant)
+        return [(delivery.message(), partial(self._settle, delivery)) for delivery in out]
+
+    def _settle(self, delivery: Delivery, is_stored: bool) -> None:
+        if is_stored:
+            delivery.dismiss()
+        else:
+            delivery.pool.put_in(delivery)
+
+    async def _offer(self) -> None:
+        schemas = {name: one.inputs.schema() for name, one in self._agents.items()}
+        limits = {name: one.max_running for name, one in self._agents.items() if one.max_running is not None}
+        await offer(self._chores_database, schemas, max_running=limits)
+        await unpark(self._chores_database, list(self._agents))
+
+    async def _keep_offering(self) -> None:
+        while True:
+            await asyncio.sleep(OFFER_S)
+            await until_available(self._offer, what="PostgreSQL")
+
+    async def _warm(self, warm_up: Callable[[], Awaitable[Any]]) -> None:
+        await until_available(warm_up, what="the vector store", cap_s=30.0)
+        settle_memory()
 
     async def _watch_lag(self) -> None:
         loop = asyncio.get_running_loop()
@@ -174,6 +302,30 @@ class WorkerHost:
             metrics.LOOP_LAG_SECONDS.set(lag_s)
             if lag_s >= self.knobs.lag_warn_s:
                 log.warning("worker.loop_lagged", lag_s=round(lag_s, 2), hint="an agent blocks the loop: use run.step")
+
+
+class _Polls:
+    """The ledger as this worker polls it, under whatever id it has by then."""
+
+    def __init__(self, host: WorkerHost) -> None:
+        self._host = host
+
+    async def held(self, priority: Priority, slots: int) -> Sequence[Polled]:
+        """Claim held tasks, tenants in turn."""
+        host = self._host
+        return await poll_held(host._chores_database, worker=host.lease.worker, priority=priority, slots=slots)
+
+    async def lost(self, priority: Priority, slots: int, *, lost_after_s: float) -> Sequence[Polled]:
+        """Claim tasks whose message has not come."""
+        host = self._host
+        return await poll_lost(
+            host._chores_database, worker=host.lease.worker, priority=priority, slots=slots, lost_after_s=lost_after_s
+        )
+
+    async def overlooked(self) -> Sequence[Polled]:
+        """Tasks that are this worker's and that it does not run."""
+        host = self._host
+        return await overlooked(host._chores_database, host.lease.worker, known=list(host.active))
 
 
 def settle_memory() -> None:

@@ -1,14 +1,21 @@
 """`celery -A workers.agents.main worker`: settings in, one Celery app out."""
 
+import asyncio
 import sys
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging, worker_init, worker_ready
 
 from shared.broker.app import make_app
+from shared.broker.depth import DepthGauge
 from shared.broker.publisher import Publisher
+from shared.contracts import QUEUES, Priority
 from shared.db.database import Database
 from shared.errors import FleetError
 from shared.llm.openai_chat import OpenAIChat
@@ -23,10 +30,13 @@ from shared.settings import Settings, load, load_room
 from shared.telemetry.logs import setup_logs
 from shared.telemetry.notify import notify
 from workers.agents.hosting import WorkerHost, settle_memory
+from workers.agents.hurry import Hurry
 from workers.agents.knobs import WorkerKnobs
 from workers.agents.registration import load_agents, register
 from workers.agents.run import Ports
 
+CHORE_CONNECTIONS = 3
+"""And as many more at need: heartbeat, polling, cancels, the shelf and the offer never wait for one another."""
 BUILT_IN = ("workers.agents.chat", "workers.agents.tools")
 
 
@@ -46,13 +56,14 @@ def build() -> Celery:
     )
     app.fleet_prefetch = knobs.prefetch
     app.fleet_publisher = Publisher(settings.broker)
-    app.fleet_host = _host(settings, knobs, agents)
+    app.fleet_host = _host(settings, knobs, agents, app.fleet_publisher)
+    app.amqp.queues.select([QUEUES[priority] for priority in knobs.served])
     register(app, agents, app.fleet_host)
     _connect_signals(app, settings)
     return app
 
 
-def _host(settings: Settings, knobs: WorkerKnobs, agents: Any) -> WorkerHost:
+def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, publisher: Publisher) -> WorkerHost:
     database = Database(settings.db, application_name="fleet-worker")
     redis, embedding, chat = open_redis(settings.memory), E5Embedding(), OpenAIChat(settings.llm)
     cache = RedisCache(redis, knobs=settings.memory)
@@ -65,13 +76,27 @@ def _host(settings: Settings, knobs: WorkerKnobs, agents: Any) -> WorkerHost:
         closing.push_async_callback(close)
     return WorkerHost(
         database=database,
+        chores=Database(replace(settings.db, pool_size=CHORE_CONNECTIONS), application_name="fleet-worker-chores"),
         ledger=settings.ledger,
         knobs=knobs,
         ports=Ports(chat=chat, retriever=retriever, memory=memory),
         agents=agents,
+        publish=publisher.publish,
+        depth=_depth(DepthGauge(settings.broker)),
+        hurry=partial(Hurry, redis=redis),
         warm_up=lambda: ensure_corpus(retriever),
         close_ports=closing.aclose,
     )
+
+
+def _depth(gauge: DepthGauge) -> Callable[[Priority], Awaitable[int]]:
+    """The gauge, asked in a thread of its own: agents may keep the loop's other threads busy."""
+    asker = ThreadPoolExecutor(1, thread_name_prefix="broker-depth")
+
+    async def depth(priority: Priority) -> int:
+        return await asyncio.get_running_loop().run_in_executor(asker, gauge.ready, priority)
+
+    return depth
 
 
 def _connect_signals(app: Celery, settings: Settings) -> None:
@@ -82,6 +107,7 @@ def _connect_signals(app: Celery, settings: Settings) -> None:
     @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
     def named(sender: Any, **_: Any) -> None:
         app.fleet_host.name = sender.hostname
+        app.fleet_host.serve(app.amqp.queues.consume_from)
 
     @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
     def ready(**_: Any) -> None:

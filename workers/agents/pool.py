@@ -2,28 +2,35 @@
 
 Celery's own tracer runs unmodified, in a greenlet per task; the task's body hands its coroutine to the loop with
 `await_only`. Celery's bookkeeping (acknowledge, events, active set) stays on Celery's thread: what a run reports goes
-there through a mailbox, so no state of Celery is touched from two threads.
+there through a mailbox, so no state of Celery is touched from two threads. Tasks that come straight from the ledger
+share the slots with messages, by turns.
 """
 
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
+from itertools import count
 from typing import Any, Literal, Protocol
+from uuid import UUID
 
 import structlog
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
-from celery.exceptions import WorkerLostError
+from celery.exceptions import Ignore, WorkerLostError
 from sqlalchemy.util.concurrency import greenlet_spawn
 
+from shared.contracts import DEFAULT_TENANT, QUEUES, TASK_PREFIX, FleetHeader, Priority, TaskMessage
 from shared.errors import FleetError
+from workers.agents.mailbox import Mailbox
+from workers.agents.sources import Grant, Sources
 
 log = structlog.get_logger()
 
-Reason = Literal["drain", "revoked", "fenced"]
+Reason = Literal["drain", "revoked", "fenced", "cancelled"]
+PRIORITIES: dict[str, Priority] = {queue: priority for priority, queue in QUEUES.items()}
 STARTUP_TICK_S = 0.2
 DRAIN_TICK_S = 0.05
 
@@ -34,8 +41,11 @@ class Host(Protocol):
     async def start(self, pool: "TaskPool") -> None:
         """Called on the loop before the first task."""
 
-    async def drain(self) -> None:
-        """Called on the loop when no new task will start."""
+    def shut(self) -> None:
+        """Called on the loop as soon as no new task shall start; more than once is once."""
+
+    def put_down(self) -> None:
+        """Called on the loop, again and again, once running tasks shall end at their next step."""
 
     async def stop(self) -> None:
         """Called on the loop after the last task."""
@@ -44,12 +54,20 @@ class Host(Protocol):
     def drain_s(self) -> float:
         """Seconds that running tasks get to finish."""
 
+    @property
+    def cut_s(self) -> float:
+        """Seconds more that they get to reach the end of a step."""
+
+    @property
+    def weights(self) -> dict[Priority, int]:
+        """The priorities that are served here, each with its share of the slots."""
+
     def runs_here(self, task_name: str) -> bool:
         """Whether this Celery task awaits on the loop; any other runs in a thread."""
 
 
 class Delivery:
-    """One message from the broker, from reservation to its end."""
+    """One message from the broker, from reservation to its end; or one task that came straight from the ledger."""
 
     __slots__ = (
         "__weakref__",
@@ -74,8 +92,35 @@ class Delivery:
         self.accept_callback = accept
         self.callback = done
         self.task: asyncio.Task[None] | None = None
-        self.is_accepted = False
+        self.is_accepted = accept is None
         self.cancel_reason: Reason | None = None
+
+    @property
+    def tenant(self) -> str:
+        """Whose turn it takes."""
+        header = self.args[2].get("fleet")
+        return str(header.get("tenant", DEFAULT_TENANT)) if isinstance(header, dict) else DEFAULT_TENANT
+
+    @property
+    def priority(self) -> Priority:
+        """Which queue it came from."""
+        return PRIORITIES.get((self.args[2].get("delivery_info") or {}).get("routing_key", ""), "normal")
+
+    @property
+    def is_agents(self) -> bool:
+        """Whether it is for an agent, rather than any other Celery task."""
+        return str(self.args[0]).startswith(TASK_PREFIX)
+
+    def message(self) -> TaskMessage:
+        """The task that it brings."""
+        name, task_id, request, (args, kwargs, _) = self.args[:4]
+        header = FleetHeader.model_validate(request.get("fleet") or {})
+        return TaskMessage(name.removeprefix(TASK_PREFIX), kwargs, tuple(args), UUID(task_id), header)
+
+    def dismiss(self) -> None:
+        """It never started and need not: acknowledge and forget it; call on the loop."""
+        self.pool.deliveries.pop(self.token, None)
+        self.pool.mailbox.put(self.callback, (1, _told(Ignore), 0.0))
 
     def accept(self) -> None:
         """The claim is on disk: acknowledge the message and count the task as started."""
@@ -84,8 +129,11 @@ class Delivery:
             self.pool.mailbox.put(self.accept_callback, self.token, time.monotonic())
 
     def cancel(self, reason: Reason) -> None:
-        """End the run at its next await; call on the loop."""
-        if self.cancel_reason is None and self.task is not None:
+        """End the run at its next await; call on the loop. A worker that lost its place writes nothing, whatever came
+        before."""
+        if self.task is None:
+            return
+        if self.cancel_reason is None or (reason == "fenced" and self.cancel_reason != "fenced"):
             self.cancel_reason = reason
             self.task.cancel()
 
@@ -95,39 +143,6 @@ class Delivery:
 
 
 current_delivery: ContextVar[Delivery] = ContextVar("current_delivery")
-
-
-class Mailbox:
-    """Calls from the loop's thread, made on Celery's thread: many letters, one wake-up."""
-
-    def __init__(self) -> None:
-        self._letters: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
-        self._hub: Any = None
-        self._is_called = False
-
-    def attach(self, hub: Any) -> None:
-        """Use this kombu hub; again after every reconnection."""
-        self._hub = hub
-        self._is_called = False
-        hub.timer.call_repeatedly(1.0, self.deliver)
-        self.deliver()
-
-    def put(self, call: Callable[..., Any], *args: Any) -> None:
-        """Leave a call; safe from any thread."""
-        self._letters.append((call, args))
-        if self._hub is not None and not self._is_called:
-            self._is_called = True
-            self._hub.call_soon(self.deliver)
-
-    def deliver(self) -> None:
-        """Make the calls; on Celery's thread only."""
-        self._is_called = False
-        while self._letters:
-            call, args = self._letters.popleft()
-            try:
-                call(*args)
-            except Exception:  # Celery's callbacks must not stop one another: logged, the next one goes on
-                log.exception("pool.callback_failed")
 
 
 class TaskPool(BasePool):  # type: ignore[misc]
@@ -142,11 +157,15 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.mailbox = Mailbox()
         self.loop = asyncio.new_event_loop()
         self.deliveries: dict[int, Delivery] = {}
+        self.tell_celery: Callable[..., Any] | None = None
         self._free = self.limit
         self._arrivals: deque[Delivery] = deque()
+        self._sources: Sources[Delivery] = Sources(self.host.weights)
+        self._granted: Counter[Priority] = Counter()
+        self._is_granted = asyncio.Event()
         self._is_called = False
         self._is_closing = False
-        self._token = 0
+        self._tokens = count(1)
         self._thread = threading.Thread(target=self.loop.run_forever, name="agents", daemon=True)
 
     def on_start(self) -> None:
@@ -167,9 +186,8 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self, target: Callable[..., Any], args: Any = None, kwargs: Any = None, callback: Any = None,
         accept_callback: Any = None, **_: Any,
     ) -> Delivery:  # fmt: skip
-        """A reserved message: start it once a slot is free."""
-        self._token += 1
-        delivery = Delivery(self, self._token, target, args or (), accept_callback, callback)
+        """A reserved message: start it once it gets a slot."""
+        delivery = Delivery(self, next(self._tokens), target, args or (), accept_callback, callback)
         self.deliveries[delivery.token] = delivery
         self._arrivals.append(delivery)
         if not self._is_called:
@@ -186,18 +204,19 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def on_close(self) -> None:
         """No new task starts from here on; what is reserved goes back to the broker unacknowledged."""
         self._is_closing = True
+        self.loop.call_soon_threadsafe(self.host.shut)
 
     def on_stop(self) -> None:
         """Drain: Celery's timers, acknowledgements and heartbeats keep flowing while runs end."""
-        self._is_closing = True
-        self._on_loop(self.host.drain())
-        deadline = time.monotonic() + self.host.drain_s
-        is_cut = False
+        self.on_close()
+        put_down_at = time.monotonic() + self.host.drain_s
+        cut_at = put_down_at + self.host.cut_s
         while any(delivery.is_accepted for delivery in list(self.deliveries.values())):
             self._tick_hub()
-            if not is_cut and time.monotonic() >= deadline:
-                is_cut = True
+            if time.monotonic() >= cut_at:
                 self.loop.call_soon_threadsafe(self.cancel_all, "drain")
+            elif time.monotonic() >= put_down_at:
+                self.loop.call_soon_threadsafe(self.host.put_down)
             time.sleep(DRAIN_TICK_S)
         self._tick_hub()
         self._on_loop(self.host.stop())
@@ -214,6 +233,58 @@ class TaskPool(BasePool):  # type: ignore[misc]
             if delivery.is_accepted or reason != "fenced":  # what is not claimed yet has nothing to lose
                 delivery.cancel(reason)
 
+    def ask(self, priority: Priority, slots: int) -> None:
+        """How many slots tasks from the ledger could use now; call on the loop."""
+        self._sources.ask(priority, slots)
+        self._fill()
+
+    async def granted(self) -> Counter[Priority]:
+        """Slots that asking has brought, taken from now on; waits for the first one. `adopt` or `give_back` each."""
+        while not self._granted:
+            self._is_granted.clear()
+            await self._is_granted.wait()
+        taken, self._granted = self._granted, Counter()
+        return taken
+
+    def give_back(self, slots: int) -> None:
+        """Slots that were granted and are of no use; fewer than none: borrowed ones, for tasks that run here anyway."""
+        self._free += slots
+        self._fill()
+
+    def adopt(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Delivery:
+        """Run a task that is claimed already in a slot that was granted; call on the loop."""
+        delivery = Delivery(self, next(self._tokens), work, (), None, None)
+        self.deliveries[delivery.token] = delivery
+        delivery.task = self.loop.create_task(self._run_adopted(delivery))
+        return delivery
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """An event for those who watch Celery, sent from its own thread; dropped while it is not connected."""
+        self.mailbox.put(self._tell, event, facts)
+
+    def reserved(self) -> Counter[tuple[Priority, str]]:
+        """Messages that are not claimed yet, by priority and tenant."""
+        waiting = [one for one in list(self.deliveries.values()) if not one.is_accepted and one.is_agents]
+        return Counter((one.priority, one.tenant) for one in waiting)
+
+    def withdraw(self, priority: Priority, tenant: str) -> list[Delivery]:
+        """A tenant's messages that wait for a slot, which they now do no longer: `dismiss` or `put_in` each."""
+        out = self._sources.withdraw(priority, tenant)
+        for delivery in out:
+            if not delivery.is_agents:
+                self.put_in(delivery)
+        return [delivery for delivery in out if delivery.is_agents]
+
+    def put_in(self, delivery: Delivery) -> None:
+        """A message waits for a slot (again); call on the loop."""
+        self._sources.add(delivery.priority, delivery.tenant, delivery)
+        self._fill()
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether messages wait for a slot."""
+        return self._sources.waiting > 0 or bool(self._arrivals)
+
     @property
     def in_flight(self) -> int:
         """Claimed runs."""
@@ -224,10 +295,23 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _start_arrivals(self) -> None:
         self._is_called = False
-        while self._arrivals and self._free > 0 and not self._is_closing:
+        while self._arrivals:
             delivery = self._arrivals.popleft()
+            self._sources.add(delivery.priority, delivery.tenant, delivery)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Give free slots to those whose turn it is."""
+        while self._free > 0 and not self._is_closing:
+            turn = self._sources.next()
+            if turn is None:
+                return
             self._free -= 1
-            delivery.task = self.loop.create_task(self._run(delivery))
+            if isinstance(turn, Grant):
+                self._granted[turn.priority] += 1
+                self._is_granted.set()
+            else:
+                turn.task = self.loop.create_task(self._run(turn))
 
     async def _run(self, delivery: Delivery) -> None:
         try:
@@ -239,13 +323,30 @@ class TaskPool(BasePool):  # type: ignore[misc]
                 ended = await asyncio.to_thread(delivery.target, *delivery.args)
             self.mailbox.put(delivery.callback, ended)
         except asyncio.CancelledError:
-            self.mailbox.put(delivery.callback, (1, _lost(), 0.0))
+            self.mailbox.put(delivery.callback, (1, _told(WorkerLostError), 0.0))
         finally:
-            delivery.task = None  # or delivery, task and its context hold one another until the next collection
-            self.deliveries.pop(delivery.token, None)
-            self._free += 1
-            if self._arrivals:
-                self._start_arrivals()
+            self._leave(delivery)
+
+    async def _run_adopted(self, delivery: Delivery) -> None:
+        try:
+            current_delivery.set(delivery)
+            await delivery.target()
+        except asyncio.CancelledError:
+            log.info("pool.adopted_cancelled", reason=delivery.cancel_reason)
+        except Exception:  # the slot must come back whatever happens: logged, the ledger still has the task
+            log.exception("pool.adopted_failed")
+        finally:
+            self._leave(delivery)
+
+    def _leave(self, delivery: Delivery) -> None:
+        delivery.task = None  # or delivery, task and its context hold one another until the next collection
+        self.deliveries.pop(delivery.token, None)
+        self._free += 1
+        self._fill()
+
+    def _tell(self, event: str, facts: dict[str, Any]) -> None:
+        if self.tell_celery is not None:
+            self.tell_celery(event, **facts)
 
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for work on the loop without letting Celery's side stand still."""
@@ -273,8 +374,8 @@ def _quietly(call: Callable[[], Any]) -> None:
         log.info("pool.hub_callback_failed", cause=repr(error))
 
 
-def _lost() -> ExceptionInfo:
+def _told(kind: type[Exception]) -> ExceptionInfo:
     try:
-        raise WorkerLostError("the run was cancelled before it was claimed")
-    except WorkerLostError:
+        raise kind("the message ended before a run of it began")
+    except kind:
         return ExceptionInfo()

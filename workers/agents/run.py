@@ -2,14 +2,19 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from shared.contracts import FleetHeader
-from shared.errors import BadInput
-from shared.ledger.journal import Journal
+from shared.contracts import DEFAULT_MAX_ATTEMPTS, Priority, TaskMessage
+from shared.errors import BadInput, ChildFailed, WaitTimeout
+from shared.ledger.journal import Journal, Look
+from shared.ledger.retry import ONCE, Retry
+from shared.ledger.suspension import Suspension
+from shared.llm.answer import estimated_usage
 from shared.llm.messages import ChatReply, ChatRequest, Message, ToolSpec
 from shared.llm.port import ChatPort
 from shared.memory.session import SessionMemory
@@ -17,8 +22,11 @@ from shared.resilience.reconnect import until_available
 from shared.retrieval.ports import Passage
 from shared.retrieval.retriever import Retriever
 from workers.agents.agent import TOOLS, Tool
+from workers.agents.children import Child, Children, Home, Order, outcomes, refuse_strangers
 
 LEVELS = ("L0", "L1", "L2", "L3", "L4")
+LONGEST_WAIT_S = 366 * 86_400.0
+"""Seconds; what may take longer waits without a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,45 +54,148 @@ class Degradation:
 class Run:
     """One claimed run of one task.
 
+    A wait (`sleep`, `wait_for`, `gather`, a late retry) gives the slot back once all branches of the run wait. The
+    agent is then left where it stands, and called again later, perhaps on another worker: its completed steps come
+    from the journal. So what it does between steps must depend on its inputs and their results alone.
+
     Attributes:
         task_id, tenant, session: Whose run this is; session is None outside a conversation.
         attempt: From 1; more means that an earlier worker died under it.
         degradation: The level that the answer will carry.
     """
 
-    def __init__(self, *, task_id: UUID, header: FleetHeader, attempt: int, journal: Journal, ports: Ports) -> None:
-        self.task_id = task_id
-        self.tenant = header.tenant
-        self.session = header.session
-        self.deadline_at = header.deadline_at
+    def __init__(
+        self, *, message: TaskMessage, attempt: int, journal: Journal, ports: Ports, home: Home, retry: Retry = ONCE
+    ) -> None:
+        self.task_id = message.id
+        self.tenant = message.fleet.tenant
+        self.session = message.fleet.session
+        self.deadline_at = message.fleet.deadline_at
         self.attempt = attempt
         self.degradation = Degradation()
         self._journal = journal
         self._ports = ports
+        self._home = home
+        self._retry = retry
+        self._children = Children(message, home)
+        self._awaited: Counter[str] = Counter()
         self._input_tokens = 0
         self._output_tokens = 0
         self._remembered = 0
 
-    async def step(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    async def step(self, name: str, function: Callable[..., Any], *args: Any, retry: Retry | None = None) -> Any:
         """Run `function(*args)` once, however often the task is resumed; blocking functions run in a thread.
 
         Args:
             args: JSON-safe: they are the step's fingerprint.
+            retry: When a failure is tried again; the agent's own rule otherwise.
 
         Returns: The function's JSON-safe result, from the journal when it was completed before.
-        Raises: BadInput when arguments or result are not JSON; StepChanged when a resumed run asks differently.
+        Raises: BadInput when arguments or result are not JSON; what the function raises.
         """
-        return await self._journal.step(name, kind="step", request=list(args), call=lambda: _call(function, args, {}))
+        return await self._journal.step(
+            name,
+            kind="step",
+            request=list(args),
+            call=lambda: _call(function, args, {}),
+            retry=retry or self._retry,
+        )
+
+    async def sleep(self, seconds: float, *, name: str = "sleep") -> None:
+        """Wait, without a slot when it takes long; a resumed run waits for what is left.
+
+        Raises: BadInput.
+        """
+        await self._journal.wait(
+            name,
+            kind="sleep",
+            request=seconds,
+            wait_s=_checked_wait_s(seconds),
+            look=_nothing_comes,
+            suspension=Suspension(kind="sleep"),
+            expired=lambda: None,
+        )
+
+    async def wait_for(self, name: str, *, timeout_s: float | None = None) -> Any:
+        """Wait for a signal that somebody sends with `client.signal(task_id, name, payload)`, without a slot.
+
+        None is lost: the first wait for a name gets the first signal of that name, sent before or after, and so on.
+
+        Returns: Its payload.
+        Raises: WaitTimeout when it has not come in time; BadInput.
+        """
+        number = self._awaited[name]
+        self._awaited[name] += 1
+        return await self._journal.wait(
+            f"signal.{name}",
+            kind="signal",
+            request={"timeout_s": timeout_s},
+            wait_s=None if timeout_s is None else _checked_wait_s(timeout_s),
+            look=lambda: self._home.runs.look_for_signal(self.task_id, name=name, number=number),
+            suspension=Suspension(kind="signal", signals=(name,)),
+            expired=lambda: WaitTimeout(f"signal {name!r} did not come within {timeout_s:g} s", signal=name),
+        )
+
+    async def spawn(
+        self, agent: str, input: Mapping[str, Any] | None = None, *, session: str | None = None,
+        priority: Priority | None = None, delay_s: float | None = None, deadline_s: float | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+    ) -> Child:  # fmt: skip
+        """Start a child task, once; it runs on any worker, and is cancelled when this task fails or is cancelled.
+
+        Its tenant, and its priority unless given, are the parent's; its deadline is not after the parent's. A parent
+        that succeeds without gathering its children leaves them to themselves.
+
+        Raises: BadInput naming the field; UnknownAgent.
+        """
+        task_id = self._children.next_id(agent)
+        order = Order(
+            agent=agent, input=input or {}, session=session, priority=priority, delay_s=delay_s,
+            deadline_s=deadline_s, max_attempts=max_attempts,
+        )  # fmt: skip
+        started = await self._journal.step(
+            f"spawn.{agent}", kind="spawn", request=order.request(), call=lambda: self._children.start(task_id, order)
+        )
+        return Child(UUID(started), agent)  # a fork's is the one that its original started
+
+    async def gather(
+        self, children: Iterable[Child], *, return_exceptions: bool = False, timeout_s: float | None = None
+    ) -> list[Any]:
+        """Wait, without a slot, until every one of these children has ended.
+
+        Returns: Their outputs, in the order given.
+        Raises: ChildFailed for the first in that order that did not succeed, unless `return_exceptions` puts it in its
+            place; WaitTimeout.
+        """
+        asked = list(children)
+        refuse_strangers(asked)
+        ids = tuple(one.id for one in asked)
+        ended = await self._journal.wait(
+            "gather",
+            kind="children",
+            request={"children": [str(one) for one in ids], "timeout_s": timeout_s},
+            wait_s=None if timeout_s is None else _checked_wait_s(timeout_s),
+            look=lambda: self._home.runs.look_for_children(self.task_id, ids),
+            suspension=Suspension(kind="children", children=tuple(str(one) for one in ids)),
+            expired=lambda: WaitTimeout(f"{len(ids)} children did not end within {timeout_s:g} s"),
+        )
+        found = outcomes(asked, ended)
+        failed = [one for one in found if isinstance(one, ChildFailed)]
+        if failed and not return_exceptions:
+            raise failed[0]
+        return found
 
     async def chat(
         self, prompt: str | Sequence[Message], *, system: str | None = None, model: str | None = None,
         max_tokens: int | None = None, temperature: float | None = None, tools: Sequence[str] = (), name: str = "chat",
+        retry: Retry | None = None,
     ) -> ChatReply:  # fmt: skip
         """Ask the model, once.
 
         Args:
             prompt: A question, or a whole conversation.
             tools: Names of registered tools the model may call; their calls come back in `reply.tool_calls`.
+            retry: When a failure is tried again; the agent's own rule otherwise.
 
         Raises: LLMTimeout, LLMUnavailable, LLMRateLimited, LLMRefused.
         """
@@ -97,19 +208,37 @@ class Run:
         async def ask() -> dict[str, Any]:
             return (await self._ports.chat.chat(request)).to_json()
 
+        def cut_off() -> dict[str, Any]:
+            """Nobody will say what it cost: at least all that was sent."""
+            usage = estimated_usage(request, written="")
+            self._input_tokens += usage.input_tokens
+            return usage.to_json()
+
         answer = await self._journal.step(
-            name, kind="llm", request=request.question_json(), call=ask, usage_of=lambda reply: reply["usage"]
+            name,
+            kind="llm",
+            request=request.question_json(),
+            call=ask,
+            usage_of=lambda reply: reply["usage"],
+            usage_if_cut=cut_off,
+            retry=retry or self._retry,
         )
         reply = ChatReply.from_json(answer)
         self._input_tokens += reply.usage.input_tokens
         self._output_tokens += reply.usage.output_tokens
         return reply
 
-    async def tool(self, name: str, /, **inputs: Any) -> Any:
+    async def tool(self, name: str, /, *, retry: Retry | None = None, **inputs: Any) -> Any:
         """Call a registered tool, once.
+
+        Args:
+            retry: When a failure is tried again; the agent's own rule otherwise. Anything else of this name, such as
+                what a model came up with, is an input like all others.
 
         Raises: BadInput for an unknown tool or inputs that do not fit; and what the tool raises.
         """
+        if not isinstance(retry, Retry | None):
+            inputs, retry = {**inputs, "retry": retry}, None
         one = _tool(name)
         checked = one.inputs.check((), inputs)
         return await self._journal.step(
@@ -121,6 +250,7 @@ class Run:
                 tuple(checked.values()) if one.inputs.is_one_model else (),
                 {} if one.inputs.is_one_model else checked,
             ),
+            retry=retry or self._retry,
         )
 
     async def retrieve(self, query: str, *, k: int = 3) -> tuple[Passage, ...]:
@@ -168,6 +298,16 @@ class Run:
             "remember", kind="step", request={"first": first, "turns": [turn.to_json() for turn in turns]}, call=write
         )
 
+    @property
+    def children(self) -> int:
+        """How many it has started."""
+        return self._children.started
+
+    @property
+    def doubts_met(self) -> int:
+        """Calls that an earlier worker was cut off in, made anew by this run."""
+        return self._journal.doubts_met
+
     def report(self) -> dict[str, Any]:
         """What the ledger keeps beside the output."""
         return {
@@ -177,7 +317,18 @@ class Run:
             "output_tokens": self._output_tokens,
             "steps_executed": self._journal.executed,
             "steps_replayed": self._journal.replayed,
+            "in_doubt": self._journal.in_doubt,
         }
+
+
+async def _nothing_comes() -> Look:
+    return Look(is_over=False)
+
+
+def _checked_wait_s(seconds: float) -> float:
+    if not (isinstance(seconds, int | float) and math.isfinite(seconds) and 0 <= seconds <= LONGEST_WAIT_S):
+        raise BadInput(f"a wait must be from 0 to {LONGEST_WAIT_S:g} seconds (a year), not {seconds!r}")
+    return float(seconds)
 
 
 async def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -70,7 +70,7 @@ def send(identity: Identity, signum: int) -> bool:
 
 
 def remove_stale_lock(lock_file: Path) -> bool:
-    """Remove a lock file whose first line names no living process; a zombie that nobody collects would hold it for ever.
+    """Remove a lock file whose first line names no living process: a zombie that nobody collects would hold it.
 
     Returns: Whether it was removed.
     """

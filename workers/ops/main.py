@@ -12,7 +12,19 @@ import typer
 from shared.errors import FleetError, Misconfigured, ResultPending
 from shared.settings import load, load_room
 from shared.telemetry.logs import setup_logs
-from workers.ops import commands, demo, schema, submit, tasks
+from workers.ops import (
+    commands,
+    dead_commands,
+    demo,
+    limit_commands,
+    llm_commands,
+    schedule_commands,
+    schema,
+    submit,
+    task_commands,
+    tasks,
+    verify_command,
+)
 from workers.ops.daemon import Order, run, tell
 from workers.ops.door import Door
 from workers.ops.knobs import SupervisorKnobs
@@ -36,8 +48,18 @@ app.command()(submit.submit)
 app.command()(submit.result)
 app.command()(tasks.tasks)
 app.command()(tasks.task)
+app.command()(task_commands.cancel)
+app.command()(task_commands.signal)
+app.command()(task_commands.resume)
+app.command()(task_commands.replay)
+app.command()(task_commands.fork)
+app.add_typer(dead_commands.dead)
+app.add_typer(schedule_commands.schedule)
+app.add_typer(limit_commands.limits)
+app.command()(verify_command.verify)
 app.command()(schema.schema)
 app.command()(demo.demo)
+app.add_typer(llm_commands.llm)
 
 
 @app.callback()

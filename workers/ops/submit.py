@@ -4,13 +4,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from shared.errors import Misconfigured, UnknownTask
 from workers.ops.commands import AsJson
 from workers.ops.door import Door, Where
+from workers.ops.moments import moment
 from workers.ops.screen import print_json
 from workers.ops.task_screen import print_outcome, task_json
 
@@ -44,6 +46,10 @@ def submit(
     deadline_s: Annotated[
         float | None, typer.Option(min=0, max=LONGEST_S, help="Seconds until it fails unfinished.")
     ] = None,
+    priority: Annotated[Literal["interactive", "normal", "batch"], typer.Option(help="Which queue.")] = "normal",
+    start: Annotated[
+        str | None, typer.Option("--at", metavar="WHEN", help="Not before: 2h from now, or 2027-01-01T09:00+01:00.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     timeout_s: TimeoutS = 60.0,
     folder: Where = None,
@@ -51,11 +57,13 @@ def submit(
 ) -> None:
     """Hand a task to the fleet: `fleet submit chat message="Hello"`."""
     inputs = read_inputs(pairs or [], given=given, stdin=sys.stdin.read)
+    available_at = moment(start, option="--at", now=datetime.now(UTC), side="ahead")
     door: Door = context.obj
     with door.client(folder) as client:
         accepted = client.submit(
-            agent, inputs, session=session, tenant=tenant, idempotency_key=key, deadline_s=deadline_s
-        )
+            agent, inputs, session=session, tenant=tenant, idempotency_key=key, deadline_s=deadline_s,
+            priority=priority, available_at=available_at,
+        )  # fmt: skip
         facts = {"id": str(accepted.id), "agent": agent, "accepted_by": accepted.accepted_by}
         if wait:
             _say_waiting(as_json)
@@ -98,12 +106,21 @@ def read_inputs(pairs: Sequence[str], *, given: str | None, stdin: Callable[[], 
     return inputs
 
 
-def _object(given: str, *, stdin: Callable[[], str]) -> dict[str, Any]:
-    source = "standard input" if given == "-" else "--input"
+def read_json(given: str, *, option: str, stdin: Callable[[], str]) -> Any:
+    """The JSON of an option; `-` reads standard input.
+
+    Raises: Misconfigured when it is not JSON.
+    """
+    source = "standard input" if given == "-" else option
     try:
-        found = json.loads(stdin() if given == "-" else given)
+        return json.loads(stdin() if given == "-" else given)
     except (ValueError, RecursionError) as error:
         raise Misconfigured(f'{source} is not JSON ({error}); write for example \'{{"message": "Hello"}}\'.') from None
+
+
+def _object(given: str, *, stdin: Callable[[], str]) -> dict[str, Any]:
+    source = "standard input" if given == "-" else "--input"
+    found = read_json(given, option="--input", stdin=stdin)
     if not isinstance(found, dict):
         raise Misconfigured(f"{source} must be a JSON object of named inputs, not {type(found).__name__}.")
     return found

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from workers.ops.moments import from_now, rounded
 from workers.ops.screen import TABLE_WIDTH
 
 if TYPE_CHECKING:  # see workers.ops.door
@@ -20,19 +21,20 @@ if TYPE_CHECKING:  # see workers.ops.door
 STYLES = {
     **dict.fromkeys(("succeeded", "done"), "green"),
     **dict.fromkeys(("running", "intent"), "cyan"),
-    "queued": "yellow",
-    "failed": "bold red",
+    **dict.fromkeys(("queued", "waiting"), "yellow"),
+    **dict.fromkeys(("failed", "parked"), "bold red"),
+    "cancelled": "magenta",
 }
 NOTHING = "–"
 
 
 def task_json(view: "TaskView", *, with_steps: bool = True) -> dict[str, Any]:
     """A task as plain data: ids and times as text."""
-    facts: dict[str, Any] = _plain(asdict(view))
+    facts: dict[str, Any] = plain(asdict(view))
     if not with_steps:
-        del facts["steps"]
+        del facts["steps"], facts["children"]
         return facts
-    return {**facts, "repeated_steps": view.repeated_steps}
+    return {**facts, "repeated_steps": view.repeated_steps, "in_doubt_steps": view.in_doubt_steps}
 
 
 def print_outcome(view: "TaskView") -> None:
@@ -61,36 +63,81 @@ def print_tasks(views: Sequence["TaskView"], *, now: datetime) -> None:
             str(view.id), view.agent, Text(view.state, style=STYLES[view.state]), str(view.attempt), _steps(report),
             _tokens(report), report.get("level", NOTHING), rounded(now - view.created_at), took(view, now=now),
         )  # fmt: skip
-    _console().print(table)
+    console_here().print(table)
+    for view in views:
+        if (why := _situation(view, now=now)) is not None:
+            console_here().print(Text(f"{view.id} {why}", style="dim"))
 
 
 def print_task(view: "TaskView", *, now: datetime) -> None:
-    """One task: its line of facts, its steps, its output or its error."""
-    console = _console()
+    """One task: its line of facts, its steps, its children, what it waits for, its output or its error."""
+    console = console_here()
     console.print(Text.assemble((view.state, STYLES[view.state]), f"  {summary(view, now=now)}"))
-    console.print(Text(f"{view.id}  tenant {view.tenant}" + (f"  session {view.session}" if view.session else "")))
+    console.print(Text("  ".join((str(view.id), *_relations(view)))))
     if view.steps:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("step", "kind", "state"):
-            table.add_column(heading, no_wrap=True)
-        for heading in ("runs", "tokens", "took"):
-            table.add_column(heading, no_wrap=True, justify="right")
-        table.add_column("")
-        for step in view.steps:
-            table.add_row(
-                _step_name(step), step.kind, Text(step.state, style=STYLES[step.state]), str(step.executions),
-                tokens_of(step), step_took(step), Text(_remark(step), style="yellow"),
-            )  # fmt: skip
-        console.print(table)
+        console.print(_steps_table(view))
         console.print(Text(f"Repeated completed steps: {view.repeated_steps}"))
+    if view.in_doubt_steps:
+        console.print(Text(f"Calls in doubt, perhaps paid for twice: {view.in_doubt_steps}", style="yellow"))
+    if view.children:
+        console.print(Text("Children:", style="bold"))
+    for child in view.children:
+        console.print(Text.assemble(f"{child.id}  {child.agent}  ", (child.state, STYLES[child.state])))
     for reason in (view.report or {}).get("reasons", []):
         console.print(Text(f"Degraded: {reason}", style="yellow"))
+    if (why := _situation(view, now=now)) is not None:
+        console.print(Text(f"It {why}", style="yellow"))
     if view.error is not None:
-        console.print(Text(f"Error: {view.error.get('message', view.error)}", style="red"))
+        if view.state != "parked":
+            console.print(Text(f"Error: {view.error.get('message', view.error)}", style="red"))
     elif view.is_finished:
         console.print(Text("Output:", style="bold"))
         text = view.output if isinstance(view.output, str) else json.dumps(view.output, indent=2, ensure_ascii=False)
         console.print(Text(text))
+
+
+def _relations(view: "TaskView") -> list[str]:
+    facts = [f"tenant {view.tenant}"]
+    facts += [f"session {view.session}"] if view.session else []
+    facts += [f"priority {view.priority}"] if view.priority != "normal" else []
+    facts += [f"child of {view.parent_id}"] if view.parent_id else []
+    return facts + ([f"forked from {view.forked_from}"] if view.forked_from else [])
+
+
+def _steps_table(view: "TaskView") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("step", "kind", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("runs", "tokens", "took"):
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("")
+    for step in view.steps:
+        table.add_row(
+            _step_name(step), step.kind, Text(step.state, style=STYLES[step.state]), str(step.executions),
+            tokens_of(step), step_took(step), Text(_remark(step, view), style="yellow"),
+        )  # fmt: skip
+    return table
+
+
+def _situation(view: "TaskView", *, now: datetime) -> str | None:
+    """What an unfinished task waits for, and until when; or why it is parked, and the way on."""
+    if view.state == "parked":
+        error = view.error or {}
+        how = " --on-change reuse|rerun" if error.get("code") == "step_changed" else ""
+        return f"is parked: {error.get('message', 'no reason recorded')}; go on: fleet resume {view.id}{how}"
+    if view.state == "waiting":
+        until = "" if view.wake_at is None else f", {'until' if view.wake_at > now else 'due'} {_clock(view, now=now)}"
+        return f"is {view.condition}{until}"
+    if view.state == "running" and view.cancel_requested_at is not None:
+        return f"was asked to stop {rounded(now - view.cancel_requested_at)} ago"
+    return None
+
+
+def _clock(view: "TaskView", *, now: datetime) -> str:
+    at = view.wake_at or now
+    here = at.astimezone()
+    shown = here.strftime("%H:%M:%S" if abs(at - now) < timedelta(hours=12) else "%Y-%m-%d %H:%M")
+    return f"{shown} ({from_now(at, now=now)})"
 
 
 def summary(view: "TaskView", *, now: datetime | None = None) -> str:
@@ -126,16 +173,8 @@ def tokens_of(step: "StepView") -> str:
     return f"{step.usage.get('input_tokens', 0)} + {step.usage.get('output_tokens', 0)}"
 
 
-def rounded(age: timedelta) -> str:
-    """An age in its largest unit: 12 s, 3 min, 2 h, 5 d."""
-    seconds = max(0, int(age.total_seconds()))
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
-
-
-def _console() -> Console:
+def console_here() -> Console:
+    """The terminal's width on a terminal, no cuts elsewhere."""
     console = Console(soft_wrap=True, highlight=False)
     return console if console.is_terminal else Console(width=TABLE_WIDTH, soft_wrap=True, highlight=False)
 
@@ -157,17 +196,22 @@ def _step_name(step: "StepView") -> str:
     return step.name if step.ordinal == 0 else f"{step.name} #{step.ordinal}"
 
 
-def _remark(step: "StepView") -> str:
+def _remark(step: "StepView", view: "TaskView") -> str:
     if step.repeats:
         return f"completed, and yet run again {step.repeats}x"
-    return "was in doubt, run again" if step.executions > 1 else ""
+    if step.in_doubt:
+        return f"in doubt {step.in_doubt}x" + (", run again" if step.state != "intent" else "")
+    if step.state == "intent" and view.state != "running":
+        return "in doubt: nobody saw it end"
+    return f"tried {step.executions} times" if step.executions > 1 else ""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON-safe: ids and times as text."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value) if isinstance(value, UUID) else value

@@ -10,15 +10,14 @@ from workers.ops.door import Door, Where
 from workers.ops.screen import print_json
 from workers.ops.task_screen import print_task, print_tasks, task_json
 
+State = Literal["queued", "running", "waiting", "parked", "succeeded", "failed", "cancelled"]
 TaskId = Annotated[str, typer.Argument(help="The task's id.")]
 
 
 def tasks(
     context: typer.Context,
     task_id: Annotated[str | None, typer.Argument(help="Show this task with its steps.")] = None,
-    state: Annotated[
-        Literal["queued", "running", "succeeded", "failed"] | None, typer.Option(help="Only tasks in this state.")
-    ] = None,
+    state: Annotated[State | None, typer.Option(help="Only tasks in this state.")] = None,
     agent: Annotated[str | None, typer.Option(help="Only tasks of this agent.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Only tasks of this tenant.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 20,

@@ -1,0 +1,131 @@
+"""RabbitMQ is stopped, wiped, in a disk alarm, or hangs: submits go on, workers poll the ledger, all by themselves."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from shared.client import FleetClient
+from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.live import eventually
+from tests.integration.load import Stream, celery_of, epochs, send_plain, started_at
+from workers.ops.background import BackgroundSupervisor
+from workers.ops.recipes.broker import scripts
+
+AWAY_S = 8.0
+"""Seconds that each fault lasts: longer than a fall-back may take."""
+FALL_BACK_S = 5.0
+RETURN_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How the broker goes away, and how it comes back."""
+
+    strike: Callable[[BackgroundSupervisor], None]
+    mend: Callable[[BackgroundSupervisor], None]
+
+
+def wipe(fleet: BackgroundSupervisor) -> None:
+    fleet.stop("rabbitmq")
+    shutil.rmtree(fleet.around.folder("rabbitmq") / "mnesia")
+
+
+def disk_limit(limit: str) -> Callable[[BackgroundSupervisor], None]:
+    def set_limit(fleet: BackgroundSupervisor) -> None:
+        env = next(spec.env for spec in fleet.topology.specs if spec.name == "rabbitmq")
+        subprocess.run(
+            [scripts() / "rabbitmqctl", "-n", "fleet@localhost", "set_disk_free_limit", limit],
+            env=dict(env), check=True, capture_output=True, timeout=60,
+        )  # fmt: skip
+
+    return set_limit
+
+
+FAULTS = {
+    "stopped": Fault(lambda fleet: fleet.stop("rabbitmq"), lambda fleet: fleet.start("rabbitmq")),
+    "wiped": Fault(wipe, lambda fleet: fleet.start("rabbitmq")),
+    "in a disk alarm": Fault(disk_limit("900000GB"), disk_limit("50MB")),
+    "hung": Fault(lambda fleet: fleet.freeze("rabbitmq"), lambda fleet: fleet.thaw("rabbitmq")),
+}
+
+
+@pytest.fixture(scope="module")
+def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+    more = {**QUICK, "FLEET_AGENTS": "tests.integration.diary_agents", "FLEET_BROKER_HEARTBEAT_S": "2"}
+    with fleet_of(2, folder=run_folder(), more=more) as started:
+        yield started
+
+
+@pytest.fixture
+def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
+    client = client_of(fleet)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def diary(run_folder: Callable[[], Path]) -> Path:
+    folder = run_folder()
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder / "diary"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_while_the_broker_is_away_tasks_are_accepted_and_started_and_afterwards_the_queue_is_used_again(
+    name: str,
+    fleet: BackgroundSupervisor,
+    client: FleetClient,
+    diary: Path,
+) -> None:
+    fault = FAULTS[name]
+    client.submit("diary.start", {"diary": str(diary.with_name("warm")), "number": 0}).result(60)
+    with Stream(client, diary) as stream:
+        eventually(lambda: len(stream.sent) > 5)
+        fault.strike(fleet)
+        struck_at = time.time()
+        time.sleep(AWAY_S)
+        during = [one for one in stream.since(struck_at) if one.at < struck_at + AWAY_S]
+        fault.mend(fleet)
+        mended_at = time.time()
+        returned_s = seconds_until_the_queue_is_used(fleet, diary, since=mended_at)
+    ids = [one.id for one in stream.sent]
+    eventually(lambda: epochs(fleet, ids) == {("succeeded", 1): len(ids)}, within_s=60)
+
+    began = started_at(fleet, ids)
+    waits = [began[one.id] - one.at for one in during]
+    first_s = min(began[one.id] for one in during) - struck_at
+    told = {
+        "first start": first_s, "mean wait": sum(waits) / len(waits), "longest wait": max(waits),
+        "slowest submit": max(one.took_s for one in stream.sent), "queue used again after": returned_s,
+    }  # fmt: skip
+    print(f"{name}: {len(ids)} tasks;", ", ".join(f"{what} {seconds:.2f} s" for what, seconds in told.items()))
+    assert stream.errors == []
+    assert max(one.took_s for one in stream.sent) < 1.0
+    assert max(waits) < FALL_BACK_S
+    lines = sorted(int(line) for line in diary.read_text().split())
+    assert lines == list(range(len(ids))), "every task began, and began once"
+
+
+def seconds_until_the_queue_is_used(fleet: BackgroundSupervisor, diary: Path, *, since: float) -> float:
+    """A task that only a message knows of has been started: it cannot have come from the ledger."""
+    app = celery_of(fleet)
+    plain: list[UUID] = []
+
+    def is_started() -> bool:
+        try:
+            plain.append(send_plain(app, "diary.start", diary=str(diary.with_name("plain")), number=len(plain)))
+        except Exception:  # the broker may need a moment
+            return False
+        time.sleep(0.3)
+        return bool(started_at(fleet, plain))
+
+    eventually(is_started, within_s=RETURN_S)
+    app.close()
+    return time.time() - since

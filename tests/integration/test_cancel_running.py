@@ -1,0 +1,130 @@
+"""Cancelling what runs: within a second, with the HTTP request in flight aborted and its cost in the books."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from shared.client import FleetClient
+from shared.errors import TaskCancelled
+from tests.fakes.chat_server import ChatServer
+from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.live import eventually
+from tests.integration.test_waiting import WAITING
+from workers.ops.background import BackgroundSupervisor
+
+
+class Model:
+    """A chat server on a thread of its own that takes a minute to answer."""
+
+    def __init__(self, server: ChatServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self._loop = loop
+
+    def hung_up(self, within_s: float) -> int:
+        """Which request's client left, counted from 1."""
+
+        async def first() -> int:
+            async with asyncio.timeout(within_s):
+                return await self.server.hang_ups.get()
+
+        heard: Future[int] = asyncio.run_coroutine_threadsafe(first(), self._loop)
+        return heard.result()
+
+
+@contextmanager
+def slow_model() -> Iterator[Model]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = ChatServer(delay_s=60)
+    try:
+        asyncio.run_coroutine_threadsafe(server.open(), loop).result()
+        yield Model(server, loop)
+        asyncio.run_coroutine_threadsafe(server.close(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Model]:
+    with slow_model() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def fleet(run_folder: Callable[[], Path], model: Model) -> Iterator[BackgroundSupervisor]:
+    more = {
+        **QUICK,
+        **WAITING,
+        "FLEET_LLM_BASE_URL": model.server.base_url,
+        "FLEET_LLM_MODEL": "slow",
+        "FLEET_LLM_API_KEY": "k",
+    }
+    with fleet_of(1, folder=run_folder(), more=more) as started:
+        client = client_of(started)
+        assert client.submit("test.echo", {"text": "warm"}).result(60)
+        client.close()
+        yield started
+
+
+@pytest.fixture
+def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
+    client = client_of(fleet)
+    yield client
+    client.close()
+
+
+def test_a_run_that_asks_the_model_is_cancelled_within_a_second_and_the_request_is_aborted_and_booked(
+    model: Model, client: FleetClient
+) -> None:
+    task = client.submit("test.ask", {"text": "a" * 400})
+    eventually(lambda: model.server.requests)
+    began = time.monotonic()
+    client.cancel(task.id)
+    eventually(lambda: task.status().is_finished)
+    assert time.monotonic() - began < 1
+    assert model.hung_up(within_s=1) == 1, "the provider saw the client leave"
+    view = task.status()
+    assert (view.state, (view.error or {})["code"]) == ("cancelled", "task_cancelled")
+    (step,) = view.steps
+    assert (step.state, step.in_doubt, view.in_doubt_steps) == ("failed", 0, 0)
+    assert step.usage is not None
+    assert step.usage["estimated"] is True
+    assert step.usage["input_tokens"] >= 100
+    assert (view.report or {})["input_tokens"] == step.usage["input_tokens"]
+    with pytest.raises(TaskCancelled):
+        task.result(1)
+
+
+def test_an_agent_that_does_not_take_no_for_an_answer_begins_no_further_step(
+    client: FleetClient, run_folder: Callable[[], Path]
+) -> None:
+    folder = run_folder()
+    folder.mkdir()
+    folder.chmod(0o777)
+    diary = folder / "diary"
+    task = client.submit("test.stubborn", {"diary": str(diary)})
+    eventually(diary.exists)
+    client.cancel(task.id)
+    eventually(lambda: task.status().is_finished, within_s=2)
+    assert task.status().state == "cancelled"
+    lines = diary.read_text()
+    time.sleep(1)
+    assert diary.read_text() == lines
+
+
+def test_a_run_that_waits_in_its_place_is_cancelled_within_a_second(client: FleetClient) -> None:
+    task = client.submit("test.sleep", {"seconds": 60})
+    eventually(lambda: task.status().state == "running")
+    began = time.monotonic()
+    client.cancel(task.id)
+    eventually(lambda: task.status().state == "cancelled")
+    assert time.monotonic() - began < 1

@@ -1,0 +1,108 @@
+"""Leaving in good order: runs are put down between their steps, go on elsewhere at once, and nothing is repeated."""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from shared.client import FleetClient
+from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.live import eventually
+from tests.integration.test_waiting import WAITING
+from tests.integration.test_worker_death import running_on
+from workers.ops.background import BackgroundSupervisor
+
+RUNS = 30
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+    more = {**QUICK, **WAITING, "FLEET_WORKER_DRAIN_S": "0.5", "FLEET_WORKER_CUT_S": "3"}
+    with fleet_of(2, folder=run_folder(), more=more) as started:
+        client = client_of(started)
+        assert client.submit("test.echo", {"text": "warm"}).result(60)
+        client.close()
+        yield started
+
+
+@pytest.fixture
+def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
+    client = client_of(fleet)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def diaries(run_folder: Callable[[], Path]) -> Path:
+    """A folder in which runs of any user can write."""
+    folder = run_folder()
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
+def start_runs(client: FleetClient, diaries: Path, *, step_s: float) -> dict[UUID, Path]:
+    runs = {}
+    for number in range(RUNS):
+        diary = diaries / str(number)
+        runs[client.submit("test.steps", {"count": STEPS, "step_s": step_s, "diary": str(diary)}).id] = diary
+    eventually(lambda: all(diary.exists() for diary in runs.values()))
+    return runs
+
+
+def test_a_rolling_restart_under_load_repeats_nothing_leaves_nothing_in_doubt_and_costs_no_attempt(
+    fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
+) -> None:
+    runs = start_runs(client, diaries, step_s=0.7)
+    assert min(running_on(fleet).values()) > 0
+    for name in ("worker-1", "worker-2"):
+        fleet.restart(name)
+    handed_back = 0
+    for task_id, diary in runs.items():
+        assert client.result(task_id, 60) == list(range(STEPS))
+        view = client.status(task_id)
+        assert (view.attempt, view.in_doubt_steps, view.repeated_steps) == (1, 0, 0)
+        assert diary.read_text().split() == [str(number) for number in range(STEPS)], "every step once, in order"
+        handed_back += view.epoch > 1
+    assert handed_back > 0
+
+
+def test_a_run_that_is_handed_back_goes_on_elsewhere_within_two_seconds(
+    fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
+) -> None:
+    runs = start_runs(client, diaries, step_s=0.5)
+    fleet.stop("worker-1")
+    try:
+        for task_id in runs:
+            assert client.result(task_id, 60) == list(range(STEPS))
+            view = client.status(task_id)
+            starts = [step.started_at for step in view.steps]
+            gaps = [(after - before).total_seconds() for before, after in pairwise(starts)]
+            assert max(gaps) < 0.5 + 2
+    finally:
+        fleet.start("worker-1")
+
+
+def test_a_call_that_does_not_end_before_the_last_deadline_is_cut_and_told_as_in_doubt(
+    fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
+) -> None:
+    fleet.stop("worker-2")
+    try:
+        diary = diaries / "long"
+        task = client.submit("test.steps", {"count": 1, "step_s": 10, "diary": str(diary)})
+        eventually(lambda: task.status().steps)
+        fleet.stop("worker-1")
+        assert task.status().state == "queued"
+        assert not diary.exists(), "it did not wait for the end of the call"
+        fleet.start("worker-2")
+        assert task.result(60) == [0]
+        view = task.status()
+        assert (view.attempt, view.in_doubt_steps, view.repeated_steps) == (1, 1, 0)
+        assert (view.report or {})["in_doubt"] == 1
+    finally:
+        for name in ("worker-1", "worker-2"):
+            if fleet.status(name) != "ready":
+                fleet.start(name)

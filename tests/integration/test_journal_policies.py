@@ -1,0 +1,124 @@
+"""The journal on a real fleet: changed steps, large results, calls in doubt, agents that are gone."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from shared.client import FleetClient
+from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.live import eventually
+from tests.integration.test_waiting import WAITING
+from workers.ops.background import BackgroundSupervisor
+
+
+@pytest.fixture(scope="module")
+def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+    with fleet_of(1, folder=run_folder(), more={**QUICK, **WAITING}) as started:
+        client = client_of(started)
+        assert client.submit("test.echo", {"text": "warm"}).result(60)
+        client.close()
+        yield started
+
+
+@pytest.fixture
+def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
+    client = client_of(fleet)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def folder(run_folder: Callable[[], Path]) -> Path:
+    """Where runs of any user can write."""
+    made = run_folder()
+    made.mkdir()
+    made.chmod(0o777)
+    return made
+
+
+def changed(client: FleetClient, folder: Path, policy: str) -> UUID:
+    """A task that waits after its first step; what that step asks for has changed since."""
+    asked = folder / "asked"
+    asked.write_text("old")
+    task = client.submit(f"test.change.{policy}", {"diary": str(folder / "diary"), "asked": str(asked)})
+    eventually(lambda: task.status().state == "waiting")
+    asked.write_text("new")
+    client.signal(task.id, "go", 1)
+    return task.id
+
+
+def written(folder: Path) -> list[str]:
+    return (folder / "diary").read_text().split()
+
+
+def test_an_agent_that_wants_old_results_gets_them(client: FleetClient, folder: Path) -> None:
+    task_id = changed(client, folder, "reuse")
+    assert client.result(task_id, 30) == ["old", 1, "second"]
+    assert written(folder) == ["old", "second"]
+
+
+def test_an_agent_that_wants_changed_steps_done_again_gets_that(client: FleetClient, folder: Path) -> None:
+    task_id = changed(client, folder, "rerun")
+    assert client.result(task_id, 30) == ["new", 1, "second"]
+    assert written(folder) == ["old", "new", "second"]
+    assert client.status(task_id).repeated_steps == 0, "another question is not a repetition"
+
+
+@pytest.mark.parametrize(("choice", "first"), [("reuse", "old"), ("rerun", "new")])
+def test_by_default_a_changed_step_parks_the_task_until_an_operator_decides(
+    client: FleetClient, folder: Path, choice: str, first: str
+) -> None:
+    task_id = changed(client, folder, "pause")
+    view = eventually(lambda: (found := client.status(task_id)).state == "parked" and found)
+    assert view.error["code"] == "step_changed"
+    assert "step 'first' #0 asks for something else than before the restart" in view.error["message"]
+    assert (view.attempt, view.finished_at) == (0, None), "it costs no attempt"
+    assert written(folder) == ["old"]
+    client.resume(task_id, choice)  # type: ignore[arg-type]
+    assert client.result(task_id, 30) == [first, 1, "second"]
+    assert written(folder) == (["old", "second"] if choice == "reuse" else ["old", "new", "second"])
+
+
+def test_a_parked_task_goes_on_by_itself_when_the_change_is_taken_back(client: FleetClient, folder: Path) -> None:
+    task_id = changed(client, folder, "pause")
+    eventually(lambda: client.status(task_id).state == "parked")
+    (folder / "asked").write_text("old")
+    client.resume(task_id)
+    assert client.result(task_id, 30) == ["old", 1, "second"]
+
+
+def test_a_large_result_is_kept_beside_the_journal_and_comes_back_after_a_crash(
+    fleet: BackgroundSupervisor, client: FleetClient, folder: Path
+) -> None:
+    diary = folder / "diary"
+    task = client.submit("test.large", {"size": 300_000, "crash_s": 3.0, "diary": str(diary)})
+    eventually(lambda: len(task.status().steps) == 2)
+    with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
+        query = """SELECT s.in_blob, s.result, length(b.data::text) FROM steps s
+                   JOIN blobs b USING (task_id, name, ordinal)"""
+        ((in_blob, result, length),) = connection.execute(query).fetchall()
+    assert (in_blob, result) == (True, None)
+    assert length > 300_000
+    fleet.kill("worker-1", signal.SIGKILL)
+    assert task.result(60) == 300_000
+    view = task.status()
+    assert diary.read_text().split() == ["1", "2"], "made once, and the slow step was cut before it had written"
+    assert [(step.name, step.executions, step.in_doubt) for step in view.steps] == [("large", 1, 0), ("slow", 2, 1)]
+    assert view.repeated_steps == 0
+
+
+def test_a_call_that_nobody_saw_end_is_told_on_the_task_and_in_its_report(
+    fleet: BackgroundSupervisor, client: FleetClient, folder: Path
+) -> None:
+    eventually(lambda: fleet.status("worker-1") == "ready")
+    task = client.submit("test.steps", {"count": 2, "step_s": 2.0, "diary": str(folder / "diary")})
+    eventually(lambda: task.status().steps)
+    fleet.kill("worker-1", signal.SIGKILL)
+    assert task.result(60) == [0, 1]
+    view = task.status()
+    assert (view.in_doubt_steps, view.repeated_steps) == (1, 0)
+    assert (view.report or {})["in_doubt"] == 1

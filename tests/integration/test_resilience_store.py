@@ -1,0 +1,92 @@
+"""The gate's contract over a real Redis, and what only Redis can show: expiry, slots, an unknown script, a restart."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from redis.crc import key_slot
+
+from shared.resilience.circuit import Operate
+from shared.resilience.knobs import StoreKnobs
+from shared.resilience.redis_store import RedisStore, open_redis
+from shared.resilience.spending import Budget
+from tests.contract.breaker_suite import BreakerSuite
+from tests.contract.gate_world import GateWorld
+from tests.contract.limits_suite import LimitsSuite
+from tests.integration.redis_clock import RedisClock, give_scripts_the_clock
+from workers.ops.background import BackgroundSupervisor
+
+
+@pytest.fixture
+def knobs(servers: BackgroundSupervisor) -> StoreKnobs:
+    return StoreKnobs(redis_url=f"{servers.redis_url.rpartition('/')[0]}/9", timeout_s=5.0)
+
+
+@pytest_asyncio.fixture
+async def redis(knobs: StoreKnobs) -> AsyncIterator[Redis]:
+    redis = open_redis(knobs)
+    await redis.flushdb()
+    yield redis
+    await redis.flushdb()
+    await redis.aclose()
+
+
+class TestRedisStore(BreakerSuite, LimitsSuite):
+    """Both suites, over Redis."""
+
+    @pytest_asyncio.fixture
+    async def world(self, redis: Redis, knobs: StoreKnobs, monkeypatch: pytest.MonkeyPatch) -> GateWorld:
+        give_scripts_the_clock(monkeypatch)
+        clock = RedisClock(redis)
+        await clock.advance(0.0)
+        return GateWorld(store=RedisStore(redis, knobs=knobs), advance=clock.advance)
+
+
+@pytest.fixture
+def world(redis: Redis, knobs: StoreKnobs) -> GateWorld:
+    return GateWorld(store=RedisStore(redis, knobs=knobs), advance=asyncio.sleep)
+
+
+async def test_all_keys_of_a_script_share_a_slot_and_all_of_them_expire_but_an_operators_word(
+    redis: Redis, world: GateWorld
+) -> None:
+    day = Budget(level="day", name="d", tokens=1000, period_s=86400)
+    world.limited(requests_per_min=600, concurrency=5)
+    await world.end(await world.ask(budgets=(day,)), "ok")
+    flying = await world.ask(budgets=(day,))
+    names = [name async for name in redis.scan_iter()]
+    gate = [name for name in names if b":gate:" in name]
+    assert len(gate) >= 3 and len({key_slot(name) for name in gate}) == 1
+    assert len({key_slot(name) for name in names if b":purse:" in name}) == 1
+    lasting = {name for name in names if await redis.ttl(name) == -1}
+    assert not any(name.endswith((b"}", b":window")) for name in lasting)
+    await world.store.operate(world.key, Operate("forced-open", "maintenance"), world.rules)
+    await world.end(flying, "ok")
+    assert [await redis.ttl(name) for name in gate if name.endswith(b"}")] == [-1]
+
+
+async def test_scripts_that_the_server_forgot_are_sent_again(redis: Redis, world: GateWorld) -> None:
+    budget = Budget(level="run", name="r", tokens=1000)
+    for _ in range(2):
+        await redis.script_flush()
+        call = await world.ask(tokens_in=10, budgets=(budget,))
+        await redis.script_flush()
+        await world.end(call, "ok")
+    assert (await world.store.left(world.tenant, (budget,)))[0].tokens == 980
+
+
+async def test_a_call_with_budgets_is_one_round_trip_each_way(redis: Redis, world: GateWorld) -> None:
+    budget = Budget(level="run", name="r", tokens=10**9)
+    for _ in range(5):  # connections are opened, scripts known
+        await world.end(await world.ask(budgets=(budget,)), "ok")
+
+    async def reads() -> int:
+        return int((await redis.info("stats"))["total_reads_processed"])
+
+    idle = -(await reads()) + await reads()
+    before = await reads()
+    for _ in range(20):
+        await world.end(await world.ask(budgets=(budget,)), "ok")
+    assert await reads() - before - idle == 40
