@@ -64,15 +64,14 @@ class Line:
                 future.set_result(error)
         if reader is not None and not reader.get_loop().is_closed():
             reader.cancel()
-        if connection is not None and connection._writer is not None:
+        if connection is not None and connection._writer is not None and self._loop and not self._loop.is_closed():
             connection._writer.transport.abort()
+            connection._close()  # public `disconnect` is a coroutine: whoever drops a line may be no task
 
     async def aclose(self) -> None:
         """Close the connection."""
-        connection = self._connection
         self.drop(LineLost("closed"))
-        if connection is not None:
-            await connection.disconnect(nowait=True)
+        await asyncio.sleep(0)  # the transport says goodbye in the loop's next turn
 
     async def _connected(self, loop: asyncio.AbstractEventLoop) -> AbstractConnection:
         if self._loop is not loop:

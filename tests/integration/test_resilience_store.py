@@ -37,16 +37,22 @@ class TestRedisStore(BreakerSuite, LimitsSuite):
     """Both suites, over Redis."""
 
     @pytest_asyncio.fixture
-    async def world(self, redis: Redis, knobs: StoreKnobs, monkeypatch: pytest.MonkeyPatch) -> GateWorld:
+    async def world(
+        self, redis: Redis, knobs: StoreKnobs, monkeypatch: pytest.MonkeyPatch
+    ) -> AsyncIterator[GateWorld]:
         give_scripts_the_clock(monkeypatch)
         clock = RedisClock(redis)
         await clock.advance(0.0)
-        return GateWorld(store=RedisStore(redis, knobs=knobs), advance=clock.advance)
+        store = RedisStore(redis, knobs=knobs)
+        yield GateWorld(store=store, advance=clock.advance)
+        await store.aclose()
 
 
-@pytest.fixture
-def world(redis: Redis, knobs: StoreKnobs) -> GateWorld:
-    return GateWorld(store=RedisStore(redis, knobs=knobs), advance=asyncio.sleep)
+@pytest_asyncio.fixture
+async def world(redis: Redis, knobs: StoreKnobs) -> AsyncIterator[GateWorld]:
+    store = RedisStore(redis, knobs=knobs)
+    yield GateWorld(store=store, advance=asyncio.sleep)
+    await store.aclose()
 
 
 async def test_all_keys_of_a_script_share_a_slot_and_all_of_them_expire_but_an_operators_word(
