@@ -113,8 +113,9 @@ PARTS: dict[Kind, str] = {
         SET wakes = t.wakes + 1, published_at = NULL, dispatch_at = now(),
             state = CASE WHEN t.state = 'waiting' AND t.waiting_for -> 'ids' IS NOT NULL AND NOT EXISTS (
                         SELECT FROM tasks c
-                        WHERE c.parent_id = t.id AND c.state IN ('queued', 'running', 'waiting', 'parked')
-                          AND (t.waiting_for -> 'ids')::jsonb ? c.id::text) THEN 'queued' ELSE t.state END
+                        WHERE c.state IN ('queued', 'running', 'waiting', 'parked')
+                          AND c.id IN (SELECT i::uuid FROM json_array_elements_text(t.waiting_for -> 'ids') i)
+                    ) THEN 'queued' ELSE t.state END
         FROM fence, json_to_recordset(%(wake)s::json) AS x(id uuid)
         WHERE t.id = x.id AND t.state IN ('running', 'waiting')
         RETURNING t.id, NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt, t.state""",

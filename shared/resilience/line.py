@@ -66,7 +66,7 @@ class Line:
             reader.cancel()
         if connection is not None and connection._writer is not None and self._loop and not self._loop.is_closed():
             connection._writer.transport.abort()
-            connection._close()  # public `disconnect` is a coroutine: whoever drops a line may be no task
+            connection._close()  # type: ignore[no-untyped-call]  # public `disconnect` is a coroutine: whoever drops a line may be no task
 
     async def aclose(self) -> None:
         """Close the connection."""

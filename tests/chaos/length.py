@@ -20,7 +20,7 @@ class Length:
     """Whether a history that fails is made as short as it can be: that takes minutes."""
 
 
-SHORT = Length(tasks=300, storm_s=30.0, examples=25, moves=6, shrinks=False)
+SHORT = Length(tasks=300, storm_s=24.0, examples=25, moves=6, shrinks=False)
 LONG = Length(tasks=2000, storm_s=240.0, examples=600, moves=12, shrinks=True)
 
 

@@ -89,6 +89,11 @@ class GateFleet:
         """Probes of each round."""
         return Counter(one["generation"] for one in self.calls(is_probe=True, **wanted))
 
+    def begin(self) -> None:
+        """Let all call as soon as all are there."""
+        within(60.0, lambda: len(list(self.folder.glob("*.calls"))) == len(self.processes), "all workers are there")
+        (self.folder / "go").touch()
+
     def callers(self) -> int:
         """How many processes have called."""
         return len({one["pid"] for one in self.calls()})

@@ -46,7 +46,9 @@ class Worker:
         self._budgets = tuple(Budget(**one) for one in config.get("budgets", []))
 
     async def run(self) -> None:
-        """All slots."""
+        """All slots, once the file `go` appears: workers take seconds to start, and not all the same."""
+        while not (self._folder / "go").exists():
+            await asyncio.sleep(PAUSE_S)
         await asyncio.gather(*(getattr(self, self._config["what"])() for _ in range(self._config.get("slots", 2))))
         await self._gate.aclose()
 

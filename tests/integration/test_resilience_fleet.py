@@ -33,6 +33,7 @@ def start(redis: OwnRedis, tmp_path: Path) -> Iterator[Start]:
         fleets.append(context)
         for skew in skews:
             fleet.start(12 // len(skews), skew=skew)
+        fleet.begin()
         within(60.0, lambda: fleet.callers() == 12, "all workers call")
         return fleet
 

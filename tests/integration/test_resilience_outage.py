@@ -35,6 +35,7 @@ def test_twelve_processes_go_on_without_redis_and_agree_again_when_it_is_back(re
     config = {"redis_url": redis.url, "what": "probing", "breaker": BREAKER, "call_s": 0.1, "slots": 1}
     with running(tmp_path, config) as fleet:
         fleet.start(12)
+        fleet.begin()
         within(60.0, lambda: fleet.callers() == 12, "all workers call")
         redis.kill()
         lost = len(fleet.calls())

@@ -127,6 +127,7 @@ class WorkerHost:
     async def start(self, pool: TaskPool) -> None:
         """Take a place in the ledger, however long the database needs to come up; then see to all chores."""
         self._pool = pool
+        self.shelf.window = min(self.knobs.prefetch, pool.limit)
         await self.lease.take(name=self.name, slots=pool.limit)
         await until_available(self._offer, what="PostgreSQL")
         self.poller = Poller(

@@ -66,7 +66,7 @@ class Shelf:
         self._withdraw = withdraw
         self._store = store
         self._deep = deep
-        self._window = window
+        self.window = window
         self._crowds: frozenset[Key] = frozenset()
         self._taken: Counter[Key] = Counter()
         self._waiting: deque[tuple[TaskMessage, Settle]] = deque()
@@ -109,7 +109,7 @@ class Shelf:
         reserved.update(self._taken)
         self._taken = Counter()
         found: set[Key] = set()
-        for priority, tenants in crowds(reserved, window=self._window).items():
+        for priority, tenants in crowds(reserved, window=self.window).items():
             if await self._is_deep(priority):
                 found |= {(priority, tenant) for tenant in tenants}
         for key in found - self._crowds:
