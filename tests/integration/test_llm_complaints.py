@@ -164,6 +164,13 @@ async def test_complaint_6_a_time_limit_holds_whatever_the_endpoint_does(
 
 
 async def test_complaint_10_failing_calls_leave_nothing_behind(server: ChatServer, opened: Open) -> None:
+    kinds = (Call, Pace, ChunkFold, EventReader, LLMUnavailable, ChatReply, httpx2.Request, httpx2.Response)
+
+    def alive() -> Counter[str]:
+        gc.collect()
+        return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+
+    before = alive()  # what other tests keep
     chat = opened(server.base_url)
     faults = [streams(HALF), streams(HALF, end="reset"), streams([*HALF, event("{oops")]), resets(), streams(told("x"))]
     server.script += faults * 40
@@ -172,9 +179,7 @@ async def test_complaint_10_failing_calls_leave_nothing_behind(server: ChatServe
         ended += await asyncio.gather(*[chat.chat(question()) for _ in faults], return_exceptions=True)
     assert {type(one) for one in ended} >= {LLMUnavailable, ChatReply}
     ended.clear()
-    gc.collect()
-    kinds = (Call, Pace, ChunkFold, EventReader, LLMUnavailable, ChatReply, httpx2.Request, httpx2.Response)
-    left = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
+    left = alive() - before
     assert max(left.values(), default=0) <= len(faults), f"more than the last five of 200 calls: {left}"
 
 

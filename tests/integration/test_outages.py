@@ -14,7 +14,10 @@ from workers.ops.background import BackgroundSupervisor
 
 @pytest.fixture(scope="module")
 def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(1, folder=run_folder(), more=QUICK) as started:
+    patient = QUICK | {
+        "FLEET_LEDGER_DEAD_AFTER_S": "15"
+    }  # longer than these outages: a worker fences itself at that age
+    with fleet_of(1, folder=run_folder(), more=patient) as started:
         yield started
 
 
