@@ -164,6 +164,26 @@ def _record(circuit: Circuit, record: Record, now: float, knobs: BreakerKnobs) -
     return circuit._replace(successes=successes), RECORD
 
 
+def went_well(circuit: Circuit, generation: int, seconds: float, knobs: BreakerKnobs) -> Circuit | None:
+    """What `step` makes of a fast success while nothing in the window speaks against the key, in a fifth of the time.
+
+    Returns: None where the answer takes more thought: ask `step`.
+    """
+    mode, present, window, failures, slow, micros, _, until, rounds, leases, successes, last_probe, reason = circuit
+    if failures or slow or mode != "closed" or present != generation or seconds >= knobs.slow_call_s:
+        return None
+    took = int(seconds * 1_000_000)
+    if len(window) >= knobs.window:
+        micros -= window[0] >> 2
+        window = window[1:]
+    window += (took << 2,)  # a sum of tuples is copied once; a display with a star is built as a list first
+    values = (mode, present, window, 0, 0, micros + took, 0, until, rounds, leases, successes, last_probe, reason)
+    return _made(Circuit, values)
+
+
+_made = tuple.__new__
+
+
 def _learned(circuit: Circuit, record: Record, now: float, knobs: BreakerKnobs) -> tuple[Circuit, Decision]:
     """One more call in the window of a closed breaker."""
     failed = record.learn == "failure"

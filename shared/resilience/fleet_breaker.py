@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import wraps
 from inspect import CO_COROUTINE, iscoroutinefunction
+from time import perf_counter
 from types import GeneratorType
 from typing import Any, cast
 
@@ -26,6 +27,9 @@ from shared.resilience.unbroken import to_its_end
 
 LOCAL_ORIGIN = frozenset({"SoftTimeLimitExceeded"})
 """Errors, by name because their libraries live elsewhere, that a worker inflicts on its own calls."""
+
+PLAIN = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple})
+"""Types of results that are not worth a second look."""
 
 PUBLIC: dict[Mode, str] = {"forced-open": pybreaker.STATE_OPEN, "disabled": pybreaker.STATE_OPEN}
 
@@ -89,30 +93,31 @@ class FleetBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         if code is not None and code.co_flags & CO_COROUTINE:
             return self.call_async(func, *args, **kwargs)
         entry = self._enter(func, args, kwargs)
-        began_s = time.perf_counter()
+        began_s = perf_counter()
         try:
             result = func(*args, **kwargs)
         except BaseException as error:
-            self._failed(entry, time.perf_counter() - began_s, error)
+            self._failed(entry, perf_counter() - began_s, error)
             raise
-        if isinstance(result, GeneratorType):
-            return self._to_its_last_item(entry, result)
-        if hasattr(type(result), "__await__"):
-            return self._to_its_end(entry, result)
-        self._succeeded(entry, time.perf_counter() - began_s)
+        if type(result) not in PLAIN:
+            if isinstance(result, GeneratorType):
+                return self._to_its_last_item(entry, result)
+            if hasattr(type(result), "__await__"):
+                return self._to_its_end(entry, result)
+        self._succeeded(entry, perf_counter() - began_s)
         return result
 
     @contextmanager
     def calling(self) -> Iterator[None]:
         """Guard a block: `with breaker.calling(): …`, in coroutines too where the breaker is this process's own."""
         entry = self._enter(self.calling, (), {})
-        began_s = time.perf_counter()
+        began_s = perf_counter()
         try:
             yield
         except BaseException as error:
-            self._failed(entry, time.perf_counter() - began_s, error)
+            self._failed(entry, perf_counter() - began_s, error)
             raise
-        self._succeeded(entry, time.perf_counter() - began_s)
+        self._succeeded(entry, perf_counter() - began_s)
 
     async def call_async(self, func: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
         """Await an async function; see `call`."""
@@ -123,13 +128,13 @@ class FleetBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
     async def acalling(self) -> AsyncIterator[None]:
         """Guard a block: `async with breaker.acalling(): …`."""
         entry = await self._enter_async(self.acalling, (), {})
-        began_s = time.perf_counter()
+        began_s = perf_counter()
         try:
             yield
         except BaseException as error:
-            await self._ended_async(entry, time.perf_counter() - began_s, error)
+            await self._ended_async(entry, perf_counter() - began_s, error)
             raise
-        await self._ended_async(entry, time.perf_counter() - began_s, None)
+        await self._ended_async(entry, perf_counter() - began_s, None)
 
     def __call__(self, *functions: Callable[..., Any], **_: Any) -> Any:
         """As a decorator, `@breaker` or `@breaker()`; an async function stays one."""
@@ -245,7 +250,8 @@ class FleetBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     def _enter(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         entry = self._engine.enter()
-        self._admitted(entry)
+        if entry.is_refused or entry.mode != self._seen:
+            self._admitted(entry)
         if self._listeners:
             try:
                 self.began(func, *args, **kwargs)
@@ -295,23 +301,23 @@ class FleetBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         self.saw(mode)
 
     async def _to_its_end(self, entry: Entry, result: Awaitable[Any]) -> Any:
-        began_s = time.perf_counter()
+        began_s = perf_counter()
         try:
             value = await result
         except BaseException as error:
-            await self._ended_async(entry, time.perf_counter() - began_s, error)
+            await self._ended_async(entry, perf_counter() - began_s, error)
             raise
-        await self._ended_async(entry, time.perf_counter() - began_s, None)
+        await self._ended_async(entry, perf_counter() - began_s, None)
         return value
 
     def _to_its_last_item(self, entry: Entry, items: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        began_s = time.perf_counter()
+        began_s = perf_counter()
         try:
             value = yield from items
         except BaseException as error:
-            self._failed(entry, time.perf_counter() - began_s, error)
+            self._failed(entry, perf_counter() - began_s, error)
             raise
-        self._succeeded(entry, time.perf_counter() - began_s)
+        self._succeeded(entry, perf_counter() - began_s)
         return value
 
 

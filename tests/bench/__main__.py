@@ -4,7 +4,19 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tests.bench import failover, growth, guarded_call, inflight5s, latency, ledger_poll, noop, resume, step
+from tests.bench import (
+    breaker,
+    failover,
+    fleet_limits,
+    growth,
+    guarded_call,
+    inflight5s,
+    latency,
+    ledger_poll,
+    noop,
+    resume,
+    step,
+)
 from tests.bench.figures import Figure
 from tests.bench.readme import END, START, rewritten
 from tests.bench.site import Site, opened, say
@@ -18,6 +30,8 @@ BENCHMARKS: dict[str, Callable[[Site], list[Figure]]] = {
     "ledger_poll": ledger_poll.measure,
     "resume": resume.measure,
     "growth": growth.measure,
+    "breaker": breaker.measure,
+    "fleet_limits": fleet_limits.measure,
     "guarded_call": guarded_call.measure,
     "failover": failover.measure,
 }

@@ -32,3 +32,12 @@ async def step_of(diary: str, number: int, step: int, step_s: float) -> str:
     text = f"{number}.{step}"
     note(diary, text)  # type: ignore[arg-type]
     return text
+
+
+@agent("diary.ticks")
+async def ticks(run: Run, diary: str, ticks: int) -> int:
+    """Write ten lines a second, without a step."""
+    for number in range(ticks):
+        note(diary, number)
+        await asyncio.sleep(0.1)
+    return ticks

@@ -37,9 +37,7 @@ class TestRedisStore(BreakerSuite, LimitsSuite):
     """Both suites, over Redis."""
 
     @pytest_asyncio.fixture
-    async def world(
-        self, redis: Redis, knobs: StoreKnobs, monkeypatch: pytest.MonkeyPatch
-    ) -> AsyncIterator[GateWorld]:
+    async def world(self, redis: Redis, knobs: StoreKnobs, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[GateWorld]:
         give_scripts_the_clock(monkeypatch)
         clock = RedisClock(redis)
         await clock.advance(0.0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.resilience.circuit import Ask, Circuit, Mode, Operate, Record, step
+from shared.resilience.circuit import Ask, Circuit, Mode, Operate, Record, step, went_well
 from shared.resilience.knobs import BreakerKnobs
 from shared.resilience.outcome import Learn
 
@@ -158,7 +158,9 @@ def test_the_machine_does_what_the_model_does(events: list[Any]) -> None:
                 flying.append((permit, circuit.generation))
         elif event[0] == "end" and flying:
             permit, generation = flying.pop(event[1] % len(flying))
+            shortcut = went_well(circuit, generation, event[3], KNOBS) if event[2] == "ok" else None
             circuit, _ = step(circuit, Record(permit, generation, *event[2:]), now, KNOBS)
+            assert shortcut in (None, circuit), "the short way must lead to the same place"
             model.end(permit, event[2], event[3], now, event[4])
         elif event[0] == "wait":
             now += event[1]

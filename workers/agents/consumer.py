@@ -98,31 +98,13 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         def on_task_received(message: Any) -> None:
             take_priority(message)
             try:
-                headers = check(message, self.app.tasks)
+                check(message, self.app.tasks)
             except BadMessage as error:
                 self.refuse(message, error.message)
             else:
-                if headers is None or not self._shelved(message, headers, handle):
-                    handle(message)
+                handle(message)
 
         return on_task_received
-
-    def _shelved(self, message: Any, headers: Headers, handle: Any) -> bool:
-        """Whether it goes to the ledger's shelf, for the tenant's fair turn, instead of to the pool."""
-        shelf, priority = self.app.fleet_host.shelf, priority_of(message)
-        if not shelf.wants(priority, headers.fleet):
-            return False
-        args, kwargs, _ = message.payload
-        task = TaskMessage(headers.task.removeprefix(TASK_PREFIX), kwargs, tuple(args), headers.id, headers.fleet)
-
-        def settle(is_stored: bool) -> None:
-            if is_stored:
-                self.call_soon(message.ack_log_error, log, self.connection_errors)
-            else:
-                self.call_soon(handle, message)
-
-        shelf.put(priority, task, settle)
-        return True
 
     def refuse(self, message: Any, reason: str) -> None:
         """Send a message that no worker can run to the dead-letter queue; the keeper records it."""
@@ -165,6 +147,19 @@ class FleetRequest(Request):  # type: ignore[misc]
         super().__init__(message, **kwargs)
         self._body = self._payload
         self._content_type = self._content_encoding = None
+
+
+def task_of(message: Any, known: Any) -> TaskMessage | None:
+    """The agent's task that a message brings, for the ledger; None for any other Celery task.
+
+    Raises: BadMessage with one sentence.
+    """
+    take_priority(message)
+    headers = check(message, known)
+    if headers is None:
+        return None
+    args, kwargs, _ = message.payload
+    return TaskMessage(headers.task.removeprefix(TASK_PREFIX), kwargs, tuple(args), headers.id, headers.fleet)
 
 
 def priority_of(message: Any) -> Priority:

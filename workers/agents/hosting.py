@@ -2,10 +2,8 @@
 
 import asyncio
 import gc
-from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -33,9 +31,9 @@ from workers.agents.hurry import Hurry
 from workers.agents.knobs import WorkerKnobs
 from workers.agents.lease import Lease
 from workers.agents.poller import Poller
-from workers.agents.pool import Delivery, TaskPool
+from workers.agents.pool import TaskPool
 from workers.agents.run import Ports
-from workers.agents.shelf import Settle, Shelf
+from workers.agents.shelf import Shelf
 from workers.agents.sources import parse_queues
 
 log = structlog.get_logger()
@@ -49,6 +47,9 @@ LAST_PUBLISH_S = 2.0
 """Seconds that a leaving worker waits for the confirmations of what it handed back; it is held in the ledger anyway."""
 
 
+Sort = Callable[[Priority, Callable[[Sequence[TaskMessage]], None]], Awaitable[int]]
+
+
 class WorkerHost:
     """The pool's host: lives on the pool's loop from `start` to `stop`.
 
@@ -56,6 +57,7 @@ class WorkerHost:
         chores: The worker's own connections, apart from those of its runs: a heartbeat must not wait for them.
         publish: Sends a task to the queue of its priority.
         depth: How many messages of a priority wait on the broker.
+        sort: Takes a priority's queue off the broker and hands its tasks over.
         hurry: Makes the listener for cancels.
     Attributes:
         active: Runs from their claim to their last write.
@@ -65,7 +67,7 @@ class WorkerHost:
     def __init__(
         self, *, database: Database, chores: Database, ledger: LedgerKnobs, knobs: WorkerKnobs, ports: Ports,
         agents: Mapping[str, Agent], publish: Callable[[TaskMessage], "Future[None]"],
-        depth: Callable[[Priority], Awaitable[int]], hurry: Callable[..., Hurry] | None = None,
+        depth: Callable[[Priority], Awaitable[int]], sort: Sort, hurry: Callable[..., Hurry] | None = None,
         warm_up: Callable[[], Awaitable[Any]] | None = None,
         close_ports: Callable[[], Awaitable[None]] | None = None, clock: Clock | None = None,
     ) -> None:  # fmt: skip
@@ -79,6 +81,7 @@ class WorkerHost:
         self._chores_database = chores
         self._agents = agents
         self._publish = publish
+        self._sort = sort
         self._hurry = hurry
         self._warm_up = warm_up
         self._close_ports = close_ports
@@ -94,9 +97,8 @@ class WorkerHost:
         )  # fmt: skip
         self.poller: Poller | None = None
         self.shelf = Shelf(
-            reserved=lambda: self._pool.reserved() if self._pool is not None else Counter(),
-            withdraw=self._withdraw, depth=depth, store=lambda messages: shelve(chores, messages),
-            deep=2 * ledger.fair_window, window=knobs.prefetch,
+            reserved=lambda: self._pool.reserved() if self._pool is not None else {}, depth=depth,
+            take_off=self._take_off, deep=2 * ledger.fair_window, window=knobs.prefetch,
         )  # fmt: skip
         self._new_hold(self.lease.worker)
 
@@ -134,7 +136,7 @@ class WorkerHost:
             slots=pool, ledger=_Polls(self), start=self._start, priorities=self.weights, poll_s=self.ledger.poll_s,
             lost_after_s=self.ledger.lost_after_s, batch=self.knobs.poll_batch, clock=self._clock,
         )  # fmt: skip
-        chores = [self.lease.keep(), self.poller.run(), self.shelf.keep(), self.shelf.watch(), self._keep_offering()]
+        chores = [self.lease.keep(), self.poller.run(), self.shelf.watch(), self._keep_offering()]
         chores.append(self._watch_lag())
         if self._hurry is not None:
             hurry = self._hurry(active=self.active, asked=self._asked_to_cancel, poll_s=self.ledger.poll_s)
@@ -232,7 +234,6 @@ class WorkerHost:
     async def _fence(self, cause: str) -> None:
         """End every run without a write."""
         metrics.FENCED.inc()
-        metrics.FENCED_RUNS.inc(len(self.active))
         log.error("worker.runs_fenced", runs=len(self.active), cause=cause)
         if self._pool is not None:
             self._pool.cancel_all("fenced")
@@ -267,17 +268,15 @@ class WorkerHost:
     async def _asked_to_cancel(self) -> Sequence[UUID]:
         return await asked_to_cancel(self._chores_database, self.lease.worker)
 
-    def _withdraw(self, priority: Priority, tenant: str) -> Iterable[tuple[TaskMessage, Settle]]:
-        if self._pool is None:
-            return []
-        out = self._pool.withdraw(priority, tenant)
-        return [(delivery.message(), partial(self._settle, delivery)) for delivery in out]
+    async def _take_off(self, priority: Priority) -> int:
+        """Move a crowded queue into the ledger; its tasks are held from then on, and polled."""
+        loop = asyncio.get_running_loop()
 
-    def _settle(self, delivery: Delivery, is_stored: bool) -> None:
-        if is_stored:
-            delivery.dismiss()
-        else:
-            delivery.pool.put_in(delivery)
+        def keep(messages: Sequence[TaskMessage]) -> None:
+            asyncio.run_coroutine_threadsafe(shelve(self._chores_database, messages), loop).result()
+            loop.call_soon_threadsafe(self.hurry_poll)
+
+        return await self._sort(priority, keep)
 
     async def _offer(self) -> None:
         schemas = {name: one.inputs.schema() for name, one in self._agents.items()}

@@ -69,8 +69,7 @@ class Lease:
             await self._until_next_beat()
             asked_at = self._clock.monotonic()
             try:
-                async with asyncio.timeout(self._limit_s()):
-                    is_alive = await beat(self._database, self.worker, is_draining=self.is_draining)
+                is_alive = await self._beat()
             except (DatabaseUnavailable, TimeoutError) as error:
                 await self._missed(str(error) or "PostgreSQL does not answer")
                 continue
@@ -88,6 +87,19 @@ class Lease:
         Raises: DatabaseUnavailable.
         """
         return await discharge(self._database, self.worker)
+
+    async def _beat(self) -> bool:
+        """One heartbeat that is not waited for beyond its limit, nor for its end then.
+
+        A driver that is cancelled asks the server to cancel too, and waits for its answer: 10 s with a hung one.
+        """
+        beating = asyncio.create_task(beat(self._database, self.worker, is_draining=self.is_draining))
+        done, _ = await asyncio.wait({beating}, timeout=self._limit_s())
+        if done:
+            return beating.result()
+        beating.cancel()
+        beating.add_done_callback(lambda late: late.cancelled() or late.exception())
+        raise TimeoutError
 
     def left_s(self) -> float:
         """Seconds until others may own this worker's runs."""

@@ -1,9 +1,6 @@
 """`celery -A workers.agents.main worker`: settings in, one Celery app out."""
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -13,9 +10,8 @@ from celery import Celery
 from celery.signals import setup_logging, worker_init, worker_ready
 
 from shared.broker.app import make_app
-from shared.broker.depth import DepthGauge
 from shared.broker.publisher import Publisher
-from shared.contracts import QUEUES, Priority
+from shared.contracts import QUEUES
 from shared.db.database import Database
 from shared.errors import FleetError
 from shared.llm.openai_chat import OpenAIChat
@@ -32,6 +28,7 @@ from shared.telemetry.notify import notify
 from workers.agents.hosting import WorkerHost, settle_memory
 from workers.agents.hurry import Hurry
 from workers.agents.knobs import WorkerKnobs
+from workers.agents.queue_watch import QueueWatch
 from workers.agents.registration import load_agents, register
 from workers.agents.run import Ports
 
@@ -56,14 +53,14 @@ def build() -> Celery:
     )
     app.fleet_prefetch = knobs.prefetch
     app.fleet_publisher = Publisher(settings.broker)
-    app.fleet_host = _host(settings, knobs, agents, app.fleet_publisher)
+    app.fleet_host = _host(settings, knobs, agents, app)
     app.amqp.queues.select([QUEUES[priority] for priority in knobs.served])
     register(app, agents, app.fleet_host)
     _connect_signals(app, settings)
     return app
 
 
-def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, publisher: Publisher) -> WorkerHost:
+def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, app: Celery) -> WorkerHost:
     database = Database(settings.db, application_name="fleet-worker")
     redis, embedding, chat = open_redis(settings.memory), E5Embedding(), OpenAIChat(settings.llm)
     cache = RedisCache(redis, knobs=settings.memory)
@@ -74,6 +71,7 @@ def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, publisher: Publis
     closing.callback(embedding.close)
     for close in (chat.aclose, redis.aclose, vectors.aclose):
         closing.push_async_callback(close)
+    asking = QueueWatch(settings.broker, app)
     return WorkerHost(
         database=database,
         chores=Database(replace(settings.db, pool_size=CHORE_CONNECTIONS), application_name="fleet-worker-chores"),
@@ -81,22 +79,13 @@ def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, publisher: Publis
         knobs=knobs,
         ports=Ports(chat=chat, retriever=retriever, memory=memory),
         agents=agents,
-        publish=publisher.publish,
-        depth=_depth(DepthGauge(settings.broker)),
+        publish=app.fleet_publisher.publish,
+        depth=asking.depth,
+        sort=asking.sort,
         hurry=partial(Hurry, redis=redis),
         warm_up=lambda: ensure_corpus(retriever),
         close_ports=closing.aclose,
     )
-
-
-def _depth(gauge: DepthGauge) -> Callable[[Priority], Awaitable[int]]:
-    """The gauge, asked in a thread of its own: agents may keep the loop's other threads busy."""
-    asker = ThreadPoolExecutor(1, thread_name_prefix="broker-depth")
-
-    async def depth(priority: Priority) -> int:
-        return await asyncio.get_running_loop().run_in_executor(asker, gauge.ready, priority)
-
-    return depth
 
 
 def _connect_signals(app: Celery, settings: Settings) -> None:

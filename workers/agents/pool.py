@@ -14,15 +14,14 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from itertools import count
 from typing import Any, Literal, Protocol
-from uuid import UUID
 
 import structlog
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
-from celery.exceptions import Ignore, WorkerLostError
+from celery.exceptions import WorkerLostError
 from sqlalchemy.util.concurrency import greenlet_spawn
 
-from shared.contracts import DEFAULT_TENANT, QUEUES, TASK_PREFIX, FleetHeader, Priority, TaskMessage
+from shared.contracts import DEFAULT_TENANT, QUEUES, TASK_PREFIX, Priority
 from shared.errors import FleetError
 from workers.agents.mailbox import Mailbox
 from workers.agents.sources import Grant, Sources
@@ -110,17 +109,6 @@ class Delivery:
     def is_agents(self) -> bool:
         """Whether it is for an agent, rather than any other Celery task."""
         return str(self.args[0]).startswith(TASK_PREFIX)
-
-    def message(self) -> TaskMessage:
-        """The task that it brings."""
-        name, task_id, request, (args, kwargs, _) = self.args[:4]
-        header = FleetHeader.model_validate(request.get("fleet") or {})
-        return TaskMessage(name.removeprefix(TASK_PREFIX), kwargs, tuple(args), UUID(task_id), header)
-
-    def dismiss(self) -> None:
-        """It never started and need not: acknowledge and forget it; call on the loop."""
-        self.pool.deliveries.pop(self.token, None)
-        self.pool.mailbox.put(self.callback, (1, _told(Ignore), 0.0))
 
     def accept(self) -> None:
         """The claim is on disk: acknowledge the message and count the task as started."""
@@ -267,19 +255,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
         waiting = [one for one in list(self.deliveries.values()) if not one.is_accepted and one.is_agents]
         return Counter((one.priority, one.tenant) for one in waiting)
 
-    def withdraw(self, priority: Priority, tenant: str) -> list[Delivery]:
-        """A tenant's messages that wait for a slot, which they now do no longer: `dismiss` or `put_in` each."""
-        out = self._sources.withdraw(priority, tenant)
-        for delivery in out:
-            if not delivery.is_agents:
-                self.put_in(delivery)
-        return [delivery for delivery in out if delivery.is_agents]
-
-    def put_in(self, delivery: Delivery) -> None:
-        """A message waits for a slot (again); call on the loop."""
-        self._sources.add(delivery.priority, delivery.tenant, delivery)
-        self._fill()
-
     @property
     def has_messages(self) -> bool:
         """Whether messages wait for a slot."""
@@ -323,7 +298,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
                 ended = await asyncio.to_thread(delivery.target, *delivery.args)
             self.mailbox.put(delivery.callback, ended)
         except asyncio.CancelledError:
-            self.mailbox.put(delivery.callback, (1, _told(WorkerLostError), 0.0))
+            self.mailbox.put(delivery.callback, (1, _lost(), 0.0))
         finally:
             self._leave(delivery)
 
@@ -374,8 +349,8 @@ def _quietly(call: Callable[[], Any]) -> None:
         log.info("pool.hub_callback_failed", cause=repr(error))
 
 
-def _told(kind: type[Exception]) -> ExceptionInfo:
+def _lost() -> ExceptionInfo:
     try:
-        raise kind("the message ended before a run of it began")
-    except kind:
+        raise WorkerLostError("the run was cancelled before it was claimed")
+    except WorkerLostError:
         return ExceptionInfo()

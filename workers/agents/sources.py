@@ -45,15 +45,6 @@ class Line(Generic[T]):
             del self._tenants[tenant]
         return one
 
-    def leave(self, tenant: str) -> list[T]:
-        """All of a tenant's, who does not wait here any longer."""
-        line = self._tenants.pop(tenant, None)
-        if line is None:
-            return []
-        self._turn.remove(tenant)
-        self.waiting -= len(line)
-        return list(line)
-
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -105,13 +96,6 @@ class Sources(Generic[T]):
             return Grant(priority)
         self.waiting -= 1
         return self._lines[priority].take()
-
-    def withdraw(self, priority: Priority, tenant: str) -> list[T]:
-        """Take a tenant's waiting messages of a priority out."""
-        line = self._lines.get(priority)
-        out = line.leave(tenant) if line is not None else []
-        self.waiting -= len(out)
-        return out
 
     def asked(self) -> int:
         """Slots that held tasks still wait for."""

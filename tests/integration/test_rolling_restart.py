@@ -1,0 +1,123 @@
+"""All workers are restarted one after another under load: nothing is lost, nothing repeated, no attempt spent."""
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from shared.client import FleetClient
+from tests.integration.fleets import client_of, fleet_of
+from tests.integration.live import eventually
+from tests.integration.worker_of import own_worker
+from workers.ops.background import BackgroundSupervisor
+
+WORKERS = 3
+STEPS = 5
+STEP_S = 0.4
+DRAIN_S = 0.5
+RESUMED_S = 2.0
+GAPS = """
+    SELECT max(extract(epoch FROM began - ended))::float8, count(*) FROM (
+        SELECT task_id, started_at AS began, lag(finished_at) OVER (PARTITION BY task_id ORDER BY ordinal) AS ended
+        FROM steps WHERE task_id = ANY(%s)) s
+    JOIN tasks t ON t.id = s.task_id WHERE t.epoch > 1 AND ended IS NOT NULL"""
+
+
+@pytest.fixture(scope="module")
+def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+    more = {"FLEET_AGENTS": "tests.integration.diary_agents", "FLEET_WORKER_DRAIN_S": str(DRAIN_S)}
+    with fleet_of(WORKERS, folder=run_folder(), more=more) as started:
+        yield started
+
+
+@pytest.fixture
+def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
+    client = client_of(fleet)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def diary(run_folder: Callable[[], Path]) -> Path:
+    folder = run_folder()
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder / "diary"
+
+
+def test_a_rolling_restart_of_all_workers_under_load(
+    fleet: BackgroundSupervisor, client: FleetClient, diary: Path
+) -> None:
+    ended = threading.Event()
+    ids: list[UUID] = []
+
+    def load() -> None:
+        while not ended.wait(0.05):
+            inputs = {"diary": str(diary), "number": len(ids), "count": STEPS, "step_s": STEP_S}
+            ids.append(client.submit("diary.steps", inputs).id)
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    try:
+        eventually(lambda: len(ids) > 40)
+        for number in range(1, WORKERS + 1):
+            fleet.restart(f"worker-{number}")
+    finally:
+        ended.set()
+        loading.join()
+    assert [client.result(task_id, 60) for task_id in ids] == list(range(len(ids)))
+
+    with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
+        rows = connection.execute("SELECT attempt, epoch FROM tasks WHERE id = ANY(%s)", (ids,)).fetchall()
+        [(gap_s, resumed)] = connection.execute(GAPS, (ids,)).fetchall()
+        executions = connection.execute(
+            "SELECT sum(executions), sum(repeats), sum(in_doubt) FROM steps WHERE task_id = ANY(%s)", (ids,)
+        ).fetchall()[0]
+    handed_back = sum(epoch > 1 for _, epoch in rows)
+    print(f"{len(ids)} tasks, {handed_back} handed back, longest gap between two of their steps {gap_s:.2f} s")
+    assert {attempt for attempt, _ in rows} == {1}
+    assert executions == (len(ids) * STEPS, 0, 0)
+    lines = Counter(diary.read_text().split())
+    assert lines == {f"{number}.{step}": 1 for number in range(len(ids)) for step in range(STEPS)}
+    assert handed_back > 0, "the drain deadline must have cut runs off at their steps"
+    assert resumed > 0
+    assert gap_s < RESUMED_S
+
+
+def test_a_worker_told_to_stop_is_not_ready_at_once_and_takes_nothing_new(
+    fleet: BackgroundSupervisor, client: FleetClient, diary: Path
+) -> None:
+    with own_worker(fleet, 9, FLEET_WORKER_DRAIN_S="6") as worker:
+        eventually(lambda: worker.ask("/readyz")[0] == 200)
+        assert worker.ask("/livez")[0] == 200
+        long = [client.submit("diary.start", {"diary": str(diary), "number": n, "seconds": 4}).id for n in range(40)]
+        eventually(lambda: running_on(fleet, worker.name, long) > 0)
+        fleet.suspend(worker.name)
+        fleet.kill(worker.name, signal.SIGTERM, whole=False)
+        told_at = time.time()
+        eventually(lambda: worker.ask("/readyz")[0] == 503, within_s=5)
+        not_ready_s = time.time() - told_at
+        assert worker.ask("/livez")[0] == 200
+        had = running_on(fleet, worker.name, long)
+        more = [client.submit("diary.start", {"diary": str(diary), "number": n}).id for n in range(60)]
+        for task_id in more:
+            client.result(task_id, 30)
+        assert running_on(fleet, worker.name, more, ever=True) == 0
+        print(f"not ready {not_ready_s:.2f} s after SIGTERM, with {had} runs that went on")
+        assert not_ready_s < 1.0
+        for task_id in long:
+            client.result(task_id, 30)
+        assert {client.status(task_id).epoch for task_id in long} == {1}
+
+
+def running_on(fleet: BackgroundSupervisor, worker: str, ids: list[UUID], *, ever: bool = False) -> int:
+    """How many of these tasks the worker holds; a finished task has no worker, so `ever` looks while they end."""
+    query = "SELECT count(*) FROM tasks t JOIN workers w ON w.id = t.worker_id WHERE t.id = ANY(%s) AND w.name LIKE %s"
+    with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
+        return int(connection.execute(query, (ids, f"{worker}@%")).fetchall()[0][0])
