@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from shared.db.absence import is_absent
 from shared.db.knobs import DbKnobs
 from shared.errors import DatabaseUnavailable
 
@@ -84,6 +85,10 @@ class Database:
             autocommit=True,
             **self._connect_args,
         )
+
+    async def is_absent(self, *, within_s: float) -> bool:
+        """Whether the server certainly serves nobody now, as opposed to being silent."""
+        return await is_absent(self.url, within_s=within_s)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -11,13 +11,13 @@ from tests.integration.fleets import QUICK, client_of, fleet_of
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
+TERM_S = 3.0
+"""For how long a worker's heartbeat counts: shorter than the long outage below."""
+
 
 @pytest.fixture(scope="module")
 def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    patient = QUICK | {
-        "FLEET_LEDGER_DEAD_AFTER_S": "15"
-    }  # longer than these outages: a worker fences itself at that age
-    with fleet_of(1, folder=run_folder(), more=patient) as started:
+    with fleet_of(1, folder=run_folder(), more={**QUICK, "FLEET_LEDGER_DEAD_AFTER_S": f"{TERM_S}"}) as started:
         yield started
 
 
@@ -99,3 +99,24 @@ def test_a_run_outlives_both_servers(
     assert task.result(60) == [0, 1, 2, 3]
     assert task.status().repeated_steps == 0
     assert diary.read_text().split() == ["0", "1", "2", "3"]
+
+
+def test_a_step_under_way_outlives_an_outage_of_the_database_that_is_longer_than_its_workers_term(
+    fleet: BackgroundSupervisor, client: FleetClient, run_folder: Callable[[], Path]
+) -> None:
+    """Nobody can take a run over while PostgreSQL serves nobody: so nothing is cut, and nothing is in doubt."""
+    folder = run_folder()
+    folder.mkdir()
+    folder.chmod(0o777)
+    diary = folder / "diary"
+    task = client.submit("test.steps", {"count": 2, "step_s": 2.5 * TERM_S, "diary": str(diary)})
+    eventually(lambda: task.status().steps)
+    pid = fleet.pid("worker-1")
+    away(fleet, "postgres")
+    eventually(diary.exists, within_s=10 * TERM_S)  # the first step ended while its ledger was away
+    back(fleet, "postgres")
+    assert task.result(60) == [0, 1]
+    view = task.status()
+    assert (view.epoch, view.attempt, view.in_doubt_steps) == (1, 1, 0)
+    assert diary.read_text().split() == ["0", "1"]
+    assert fleet.pid("worker-1") == pid

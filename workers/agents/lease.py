@@ -1,4 +1,9 @@
-"""A worker's place in the ledger: its row, kept alive by heartbeats; and the end of all its runs when it loses it."""
+"""A worker's place in the ledger: its row, kept alive by heartbeats; and the end of all its runs when it loses it.
+
+Who cannot write its heartbeat for a term may have been declared dead, so its runs end. Unless the ledger's server is
+absent for everybody: then nobody can have taken them over, calls in flight may end, and no new step can start anyhow,
+because its intent cannot be written. When the server is back, the first heartbeat tells whether the place is ours.
+"""
 
 import asyncio
 import os
@@ -48,6 +53,7 @@ class Lease:
         self._slots = 1
         self._last_beat = 0.0
         self._is_missed = False
+        self._is_stretched = False
         self._asked = asyncio.Event()
         self._in_place = asyncio.Event()
 
@@ -73,7 +79,7 @@ class Lease:
             except (DatabaseUnavailable, TimeoutError) as error:
                 await self._missed(str(error) or "PostgreSQL does not answer")
                 continue
-            self._is_missed = False
+            self._is_missed = self._is_stretched = False
             if is_alive:
                 self._last_beat = asked_at
                 self._in_place.set()
@@ -125,8 +131,13 @@ class Lease:
         self._is_missed = True
         age_s = self._clock.monotonic() - self._last_beat
         log.warning("worker.heartbeat_missed", age_s=round(age_s, 1), cause=cause)
-        if self.left_s() <= 0 and self._has_runs():
+        if self.left_s() > 0 or not self._has_runs():
+            return
+        if not await self._database.is_absent(within_s=AGAIN_S):
             await self._start_over(f"no heartbeat written for {age_s:.0f} s")
+        elif not self._is_stretched:
+            self._is_stretched = True
+            log.warning("worker.term_stretched", cause="PostgreSQL serves nobody now: no one can take the runs over")
 
     async def _start_over(self, cause: str) -> None:
         """Fence this worker: its runs end without a write, and it returns under a new id.
@@ -150,7 +161,7 @@ class Lease:
             slots=self._slots,
         )  # fmt: skip
         self._last_beat = asked_at
-        self._is_missed = False
+        self._is_missed = self._is_stretched = False
         self._enlisted(self.worker)
         self._in_place.set()
         log.info("worker.enlisted", worker=str(self.worker), slots=self._slots)
