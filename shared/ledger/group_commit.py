@@ -7,6 +7,7 @@ and a busy one writes large batches.
 import asyncio
 import json
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -66,17 +67,20 @@ class GroupCommit:
     Args:
         worker: Whose row fences the writes; None for a producer, which only accepts tasks.
         when_down: `wait` keeps writes until the database is back (a worker); `raise` fails them (a producer).
+        sure: Returns while the worker's runs are certainly its own; awaited after each intent: a call follows it.
     """
 
     def __init__(
-        self, database: Database, knobs: LedgerKnobs, *, worker: UUID | None, when_down: Literal["wait", "raise"]
-    ) -> None:
+        self, database: Database, knobs: LedgerKnobs, *, worker: UUID | None, when_down: Literal["wait", "raise"],
+        sure: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:  # fmt: skip
         self._database = database
         self._batch_max = knobs.batch_max
         self._window_s = knobs.window_s
         self._fair_window = knobs.fair_window
         self._worker = worker
         self._when_down = when_down
+        self._sure = sure
         self._waiting: deque[_Write] = deque()
         self._arrived = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -99,7 +103,10 @@ class GroupCommit:
         self._arrived.set()
         if self._loop_task is None:
             self._loop_task = asyncio.create_task(self._run(), name="group-commit")
-        return await future
+        written = await future
+        if kind == "intent" and self._sure is not None:
+            await self._sure()
+        return written
 
     async def close(self) -> None:
         """Commit what waits, then close the connection."""

@@ -156,11 +156,15 @@ def every_task_finished_once(ledger: psycopg.Connection[Any], accepted: dict[UUI
 
 
 def no_completed_step_was_repeated(ledger: psycopg.Connection[Any], counter: CallCounter) -> None:
-    """By the ledger's account, and by the world's: nobody called once the result was on disk."""
-    for task_id, _, ordinal, state, _, _, repeats, finished_at in ledger.execute(STEPS):
+    """By the ledger's account, and by the world's: nobody called once the result was on disk.
+
+    But for a call in doubt: its worker was stopped with the request in its hands, and sent it when it went on.
+    """
+    for task_id, _, ordinal, state, _, in_doubt, repeats, finished_at in ledger.execute(STEPS):
         assert (state, repeats) == ("done", 0)
         late = [at for at in counter.calls[task_id, str(ordinal)] if at > finished_at]
-        assert not late, f"step {ordinal} of task {task_id} was called {len(late)} times after its result was on disk"
+        told = f"step {ordinal} of task {task_id} was called {len(late)} times after its result was on disk"
+        assert len(late) <= in_doubt, told
 
 
 def calls_beyond_the_ledger_are_in_doubt(ledger: psycopg.Connection[Any], counter: CallCounter) -> int:

@@ -146,3 +146,29 @@ async def test_two_writes_to_one_task_are_never_in_one_statement(server: Server)
     await asyncio.gather(*(commit.write(kind, (kind, task_id, None, 0), {"id": str(task_id)}) for kind in kinds))
     assert ledger.statements == 2
     await commit.close()
+
+
+async def test_an_intent_is_answered_only_when_its_worker_is_sure_that_the_run_is_its_own() -> None:
+    """The call follows it; a result is kept however late it comes."""
+    server, is_sure = Server(), asyncio.Event()
+    kinds: tuple[Literal["intent", "result"], ...] = ("intent", "result")
+
+    async def execute(statement: str, parameters: dict[str, Any], *, prepare: bool) -> Server:
+        rows = [(kind, row) for kind in kinds for row in json.loads(parameters.get(kind) or "[]")]
+        server.answer = [("fence", WORKER, None, 0, 0, 0, None)]
+        server.answer += [(kind, UUID(row["task_id"]), "step", 0, 1, 0, "intent") for kind, row in rows]
+        return server
+
+    server.execute = execute  # type: ignore[method-assign]
+    commit = GroupCommit(
+        cast(Database, server), LedgerKnobs(), worker=WORKER, when_down="wait", sure=cast(Any, is_sure.wait)
+    )
+    task = uuid4()
+    written = {
+        kind: asyncio.create_task(commit.write(kind, (kind, task, "step", 0), {"task_id": str(task)})) for kind in kinds
+    }
+    assert await written["result"] is not None
+    assert not written["intent"].done()
+    is_sure.set()
+    assert await written["intent"] is not None
+    await commit.close()

@@ -228,7 +228,9 @@ class WorkerHost:
             await asyncio.wait(open_words, timeout=LAST_PUBLISH_S)
 
     def _new_hold(self, worker: UUID) -> None:
-        self._commit = GroupCommit(self._database, self.ledger, worker=worker, when_down="wait")
+        self._commit = GroupCommit(
+            self._database, self.ledger, worker=worker, when_down="wait", sure=self.lease.sure
+        )
         self.runs = Runs(self._database, self._commit, self.ledger)
 
     async def _fence(self, cause: str) -> None:

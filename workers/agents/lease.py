@@ -55,6 +55,7 @@ class Lease:
         self._is_missed = False
         self._is_stretched = False
         self._asked = asyncio.Event()
+        self._beaten = asyncio.Event()
         self._in_place = asyncio.Event()
 
     async def take(self, *, name: str, slots: int) -> None:
@@ -68,6 +69,16 @@ class Lease:
             self._in_place.clear()
             self._asked.set()
         await self._in_place.wait()
+
+    async def sure(self) -> None:
+        """Return while nobody else can own this worker's runs: at once, unless it stood still for a term.
+
+        A process that was stopped between an intent and its call would make that call long after others took over.
+        """
+        while self.left_s() <= 0:
+            self._beaten.clear()
+            self._asked.set()
+            await self._beaten.wait()
 
     async def keep(self) -> None:
         """Beat, for ever."""
@@ -83,6 +94,7 @@ class Lease:
             if is_alive:
                 self._last_beat = asked_at
                 self._in_place.set()
+                self._beaten.set()
             else:
                 await self._start_over("declared dead by the keeper")
 
