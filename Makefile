@@ -18,15 +18,17 @@ $(STAMP): requirements.lock requirements-model.lock requirements-uv.lock pyproje
 demo: $(STAMP)  ## a question in, an answer out, a worker killed in between; Q="…" asks yours
 	@$(FLEET) demo $(if $(Q),--question "$$Q")
 
-test: $(STAMP) servers  ## the whole suite, on real servers
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP) servers  ## the whole suite, on real servers, in two processes; ARGS="…" goes to one pytest
+	@$(BIN)/python -m compileall -q shared workers tests
+	@$(BIN)/python -m $(if $(ARGS),pytest -q $(ARGS),tests.side_by_side)
 
 check: $(STAMP)  ## ruff, mypy, import contracts, house and unit tests: under a minute
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache >/tmp/.fleet-lint-$$$$ 2>&1 || { cat /tmp/.fleet-lint-$$$$; rm -f /tmp/.fleet-lint-$$$$; exit 1; }; rm -f /tmp/.fleet-lint-$$$$
-	@$(BIN)/python -m pytest -q tests/house tests/unit tests/property tests/contract
+	@told=$$(mktemp); $(BIN)/mypy > $$told 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -q tests/house tests/unit tests/property tests/contract; tests=$$?; \
+	wait $$types; types=$$?; cat $$told; rm -f $$told; exit $$((tests + types))
 
 chaos: $(STAMP) servers  ## the storm and the ledger's model at length; FLEET_CHAOS_SEED=N replays a storm's plan
 	@FLEET_CHAOS=long $(BIN)/python -m pytest -q -s tests/chaos tests/integration/test_ledger_stateful.py $(ARGS)
@@ -43,8 +45,9 @@ down: $(STAMP)  ## stop it
 bench: $(STAMP) servers  ## measure beside peers; NAME=noop|step|resume|growth|… runs one
 	@$(BIN)/python -m tests.bench $(NAME)
 
-schema: $(STAMP)  ## write the JSON Schema of the task message anew
+schema: $(STAMP)  ## write the JSON Schemas of the task message and of the models' file anew
 	@$(FLEET) schema > deploy/task-message.v1.schema.json
+	@$(FLEET) llm schema > deploy/llm.v1.schema.json
 
 lock:  ## resolve the dependencies anew (needs uv)
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --only-binary :all: --generate-hashes --no-header --no-annotate -q -o requirements.lock

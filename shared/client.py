@@ -41,8 +41,8 @@ from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.order import checked_id, new_message
 from shared.ledger.replaying import Preview
 from shared.ledger.rows import TaskView, accept_statement
-from shared.ledger.sealed_input import seal_message
-from shared.ledger.vault import NO_VAULT, OUTPUT
+from shared.ledger.sealed_input import open_message, seal_message
+from shared.ledger.vault import OUTPUT, Vault
 from shared.ledger.views import finished, latest, state_of, task_of
 from shared.resilience.portal import Portal
 from shared.settings import Settings, load
@@ -57,6 +57,8 @@ HOOK_DISPATCH_S = 1.0
 """Seconds until the keeper publishes a task of a producer's transaction, should the commit hook not have done it."""
 VISIBLE_TRIES_S = (0.0, 0.02, 0.1, 0.5)
 """Waits between looks for a committed row after a producer's commit."""
+HOOKS_WITHIN_S = 2.0
+"""Seconds that a closing client gives its commit hooks to publish; what they leave, the keeper publishes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class FleetClient:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or load()
-        self._vault = NO_VAULT
+        self._vault = Vault(self._settings.ledger.master_keys)
         self._publisher = Publisher(self._settings.broker)
         self._doors: WeakKeyDictionary[asyncio.AbstractEventLoop, Intake] = WeakKeyDictionary()
         self._portal = Portal()
@@ -119,8 +121,8 @@ class FleetClient:
             available_at, delay_s: When it may start: a time with its zone, or seconds from now.
             tx: The caller's own SQLAlchemy session or connection: the task exists if, and only if, it commits.
 
-        Raises: BadInput naming the field; TooLarge; UnknownAgent; NotAccepted when neither PostgreSQL nor RabbitMQ
-            took it.
+        Raises: BadInput naming the field; TooLarge; PromptTooLong; UnknownAgent; NotAccepted when neither PostgreSQL
+            nor RabbitMQ took it.
         """
         message = self._message(
             agent, input, session=session, tenant=tenant, idempotency_key=idempotency_key, deadline_s=deadline_s,
@@ -284,13 +286,16 @@ class FleetClient:
         return self._wait(on_this_loop())
 
     def submit_message(self, message: TaskMessage) -> SubmittedTask:
-        """Hand in a message as it is, its id included. Raises: BadInput; UnknownAgent; NotAccepted."""
-        return self._wait(self._asubmit(message))
+        """Hand in a message as it is, its id included.
+
+        Raises: BadInput; UnknownAgent; NotAccepted; SealKeyUnknown and SealBroken when it is sealed and does not open.
+        """
+        return self._wait(self._asubmit(open_message(self._vault, message)))
 
     def close(self) -> None:
         """Send what waits and close the connections that sync calls opened."""
         if self._portal.is_running:
-            self._wait(self.aclose())
+            self._wait(self._aclose_here())
         self._portal.stop()
         self._publisher.close()
 
@@ -304,6 +309,11 @@ class FleetClient:
     def ledger(self) -> LedgerKnobs:
         """How patient this fleet is."""
         return self._settings.ledger
+
+    @property
+    def vault(self) -> Vault:
+        """Seals and opens what this fleet keeps."""
+        return self._vault
 
     @property
     def _database(self) -> Database:
@@ -334,6 +344,10 @@ class FleetClient:
             spawn = self._portal.spawn
             event.listen(tx, hook, lambda *_: spawn(lambda: self._apublish_when_visible(message)), once=True)
         return SubmittedTask(message.id, message.agent, "transaction", self)
+
+    async def _aclose_here(self) -> None:
+        await self._portal.settled(HOOKS_WITHIN_S)  # before the connections that they use
+        await self.aclose()
 
     async def _apublish_when_visible(self, message: TaskMessage) -> None:
         for wait_s in VISIBLE_TRIES_S:

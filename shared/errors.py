@@ -3,6 +3,10 @@
 FleetError(message, code, **context)
 |- Transient(retry_after_s)    try again: nothing is wrong with the request
 |  |- DatabaseUnavailable      PostgreSQL does not answer
+|  |  |- PrimaryLost           no node takes writes at the moment: nothing was written
+|  |  |- PoolExhausted         this process holds all its connections to the node: says who
+|  |  `- CommitUnknown         the answer to COMMIT was lost: look before writing it again
+|  |- ReplicaStale             no node may answer this read as fresh as it was asked for
 |  |- PublishUnconfirmed       the broker did not confirm the message in time
 |  |- NotAccepted              neither ledger nor broker took the task: nothing was stored
 |  |- LLMUnavailable           the endpoint is down, overloaded or answered with an invalid body
@@ -28,6 +32,7 @@ FleetError(message, code, **context)
 |  |- WrongState               the task is not in a state that allows this
 |  |- WaitTimeout              the awaited signal did not come in time
 |  |- StepChanged              a replayed step does not match its journal
+|  |- ReadOnlyUnit             a write in a unit of work that declared itself read-only
 |  |- BudgetSpent              the run, agent, tenant or day may spend no more
 |  |- SealBroken               a sealed value was altered, or belongs to another row
 |  |- Fenced                   another worker owns this run now: stop, write nothing
@@ -83,6 +88,33 @@ class DatabaseUnavailable(Transient):
     """PostgreSQL cannot be reached or lost the connection."""
 
     code = "database_unavailable"
+
+
+class PrimaryLost(DatabaseUnavailable):
+    """No node takes writes at the moment, or the one that did has just stopped: nothing was committed."""
+
+    code = "primary_lost"
+
+
+class PoolExhausted(DatabaseUnavailable):
+    """Every connection that this process may open to a node is in use; the message says by whom."""
+
+    code = "pool_exhausted"
+
+
+class CommitUnknown(DatabaseUnavailable):
+    """The connection broke between COMMIT and its answer: the work is committed or it is not.
+
+    Never simply done again: look whether it is there, by its idempotency key, or write it so that twice is once.
+    """
+
+    code = "commit_unknown"
+
+
+class ReplicaStale(Transient):
+    """No node may answer this read as fresh as it was asked for; the primary has no room for it either."""
+
+    code = "replica_stale"
 
 
 class PublishUnconfirmed(Transient):
@@ -239,6 +271,12 @@ class BudgetSpent(Permanent):
     """A budget in tokens or money has not enough left for this call; the context names which."""
 
     code = "budget_spent"
+
+
+class ReadOnlyUnit(Permanent):
+    """A write in a unit of work that declared itself read-only: a mistake of the program, sent to no server."""
+
+    code = "read_only_unit"
 
 
 class SealBroken(Permanent):

@@ -1,100 +1,169 @@
-"""One engine per process and the unit of work: one node, one connection, one transaction."""
+"""The process's door to PostgreSQL: units of work on the right node, and driver connections to the primary."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, Literal
+import asyncio
+import time
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, overload
 
 import psycopg
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.db import tokens
 from shared.db.absence import is_absent
+from shared.db.config_file import read_layout
+from shared.db.decide import Consistency, Mode, Wish
 from shared.db.knobs import DbKnobs
-from shared.errors import DatabaseUnavailable
+from shared.db.link import Link
+from shared.db.pools import Pool, connect_args, is_unavailable
+from shared.db.router import Router
+from shared.db.sessions import ReadSession, WriteSession
+from shared.db.tokens import CausalToken
+from shared.db.unit import on_a_chosen_node, on_the_only_node, outer_session
+from shared.errors import DatabaseUnavailable, ReplicaStale
 
-
-def connect_args(knobs: DbKnobs, *, application_name: str) -> dict[str, Any]:
-    """libpq parameters that every connection of the fleet carries: a name, and a limit for each wait."""
-    return {
-        "application_name": application_name,
-        "connect_timeout": knobs.connect_timeout_s,
-        "options": f"-c statement_timeout={round(knobs.statement_timeout_s * 1000)}",
-        "keepalives_idle": 20,
-        "tcp_user_timeout": 20_000,
-    }
-
-
-def is_unavailable(error: BaseException) -> bool:
-    """Whether the server or the way to it is gone, rather than the statement being wrong."""
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
-    return isinstance(error, OSError | TimeoutError | PoolTimeout)
+__all__ = ["Database", "connect_args", "is_unavailable"]
 
 
 class Database:
-    """The process's door to PostgreSQL."""
+    """The nodes of one cluster. Belongs to one event loop; with a single node nothing is looked up and nothing chosen.
+
+    Raises: Misconfigured for a configuration file that does not hold.
+    """
 
     def __init__(self, knobs: DbKnobs, *, application_name: str = "fleet") -> None:
         self.knobs = knobs
-        self.url: URL = make_url(knobs.url)
         self._connect_args = connect_args(knobs, application_name=application_name)
-        self.engine: AsyncEngine = create_async_engine(
-            self.url,
-            pool_size=knobs.pool_size,
-            max_overflow=knobs.pool_size,
-            pool_timeout=knobs.connect_timeout_s,
-            pool_pre_ping=True,
-            connect_args=self._connect_args,
-        )
+        layout = read_layout(knobs)
+        self.router: Router | None = None
+        if len(layout.nodes) > 1:
+            self.router = Router(layout, knobs, application_name=application_name)
+        else:
+            node = layout.nodes[0]
+            self._pool = Pool(
+                node.url, knobs, application_name=application_name, writes=True, pool_size=node.pool_size
+            )  # fmt: skip
 
-    @asynccontextmanager
-    async def unit(self, *, mode: Literal["rw", "ro"] = "rw") -> AsyncIterator[AsyncSession]:
-        """A session on one connection; commits at the end of `rw`, rolls back on an exception.
+    @property
+    def pool(self) -> Pool:
+        """The connections that write: of the only node, or of the one that was last seen to be the primary."""
+        return self._pool if self.router is None else self.router.writer
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine of `pool`: ask for it anew each time, a failover changes it."""
+        return self.pool.engine
+
+    @property
+    def url(self) -> URL:
+        """Where `pool` leads."""
+        return self.pool.url
+
+    @overload
+    def unit(
+        self, *, mode: Literal["rw"] = "rw", consistency: Literal["primary"] = "primary"
+    ) -> AbstractAsyncContextManager[WriteSession]: ...
+
+    @overload
+    def unit(
+        self, *, mode: Literal["ro"], consistency: Consistency = "primary", max_staleness_s: float | None = None,
+        token: CausalToken | str | None = None,
+    ) -> AbstractAsyncContextManager[ReadSession]: ...  # fmt: skip
+
+    def unit(
+        self, *, mode: Mode = "rw", consistency: Consistency = "primary", max_staleness_s: float | None = None,
+        token: CausalToken | str | None = None,
+    ) -> AbstractAsyncContextManager[Any]:  # fmt: skip
+        """A session on one connection to one node; commits at the end of `rw`, rolls back on an exception.
+
+        Inside another unit of the same task it is that unit: it ends with the outer one.
 
         Args:
-            mode: `rw`, or `ro` for a transaction that the server itself keeps read-only.
+            mode: `rw`; or `ro` for a transaction that cannot write, whatever its node becomes meanwhile.
+            consistency: What `ro` may see. `primary`: what the primary has. `causal`: at least what `token` and the
+                work under way have written and seen. `bounded`: nothing older than `max_staleness_s`. `eventual`:
+                whatever an admitted replica has. All but `primary` may be served by replicas.
+            token: As a stranger's header has it, or from `tokens.current()`; text that is none is ignored.
 
-        Raises: DatabaseUnavailable when the server cannot be reached or drops the connection.
+        Raises: DatabaseUnavailable when the server cannot be reached or drops the connection; its kinds PrimaryLost,
+            PoolExhausted, and CommitUnknown when nobody knows whether it was committed. ReplicaStale when no node may
+            serve the read as fresh as asked. ReadOnlyUnit for a write in `ro`.
         """
-        try:
-            async with self.engine.connect() as connection:
-                if mode == "ro":
-                    await connection.execution_options(postgresql_readonly=True)
-                async with AsyncSession(bind=connection, expire_on_commit=False) as session, session.begin():
-                    yield session
-        except (DBAPIError, OSError, TimeoutError, PoolTimeout) as error:
-            if not is_unavailable(error):
-                raise
-            raise DatabaseUnavailable(
-                f"PostgreSQL at {self.url.host}:{self.url.port} does not answer: {_first_line(error)}"
-            ) from error
+        if (max_staleness_s is None) == (consistency == "bounded") or (mode == "rw" and consistency != "primary"):
+            raise TypeError("max_staleness_s belongs to consistency='bounded', and both to mode='ro'")
+        outer = outer_session(self, mode)
+        if outer is not None:
+            return _Joined(outer)
+        if self.router is None:
+            return on_the_only_node(self, mode)
+        given = tokens.parse(token) if isinstance(token, str) else token
+        wish = Wish(mode, consistency, max_staleness_s)
+        return on_a_chosen_node(self, self.router, wish, tokens.merged(tokens.current(), given))
 
     async def direct(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
-        """A driver connection of its own in autocommit, for a loop that keeps it: the caller closes it.
+        """A driver connection to the primary in autocommit, for a loop that keeps it: the caller closes it.
 
-        Raises: psycopg.OperationalError when the server cannot be reached.
+        Raises: psycopg.OperationalError when the server cannot be reached, or none takes writes.
         """
-        return await psycopg.AsyncConnection.connect(
-            host=self.url.host,
-            port=self.url.port,
-            user=self.url.username,
-            password=self.url.password,
-            dbname=self.url.database,
-            autocommit=True,
-            **self._connect_args,
-        )
+        pool, router = self.pool, self.router
+        name = None
+        if router is not None:
+            try:
+                place = await router.place(Wish(), None)
+            except (DatabaseUnavailable, ReplicaStale) as error:
+                raise psycopg.OperationalError(error.message) from error
+            pool, name = place.pool, place.node
+        try:
+            link = await self._link(pool.url)
+        except psycopg.OperationalError:
+            if router is not None and name is not None:
+                await router.doubt(name)
+            raise
+        if router is not None and name is not None and link.is_standby:
+            await link.close()
+            await router.doubt(name)
+            raise psycopg.OperationalError(f"{name} is a standby now")
+        return link
 
     async def is_absent(self, *, within_s: float) -> bool:
-        """Whether the server certainly serves nobody now, as opposed to being silent."""
-        return await is_absent(self.url, within_s=within_s)
+        """Whether certainly nobody is served writes now, as opposed to a server that is silent.
+
+        With several nodes: each refuses, or says that it is a standby.
+        """
+        router = self.router
+        if router is None:
+            return await is_absent(self.url, within_s=within_s)
+
+        async def serves_no_writes(name: str) -> bool:
+            if await is_absent(router.nodes[name].writer.url, within_s=within_s):
+                return True
+            return router.is_standby(name, since=asked_at)
+
+        asked_at = time.monotonic()
+        await router.ready()
+        await router.look_again(within_s=within_s)
+        return all(await asyncio.gather(*(serves_no_writes(name) for name in router.nodes)))
 
     async def close(self) -> None:
         """Close every connection."""
-        await self.engine.dispose()
+        await (self._pool.close() if self.router is None else self.router.close())
+
+    async def _link(self, url: URL) -> Link:
+        return await Link.open(
+            limit_s=self.knobs.statement_timeout_s + self.knobs.answer_timeout_s,
+            host=url.host, port=url.port, user=url.username, password=url.password, dbname=url.database,
+            autocommit=True, **self._connect_args,
+        )  # fmt: skip
 
 
-def _first_line(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
-    return (str(cause) or type(cause).__name__).splitlines()[0]
+class _Joined:
+    """A unit inside a unit: the outer one begins and ends it."""
+
+    def __init__(self, session: WriteSession | ReadSession) -> None:
+        self._session = session
+
+    async def __aenter__(self) -> WriteSession | ReadSession:
+        return self._session
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing: the outer unit ends it."""

@@ -1,6 +1,9 @@
 """What can be tuned about the database."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+SCHEME = "postgresql+psycopg://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -8,16 +11,58 @@ class DbKnobs:
     """FLEET_DB_*."""
 
     url: str = "postgresql+psycopg://fleet@127.0.0.1:5432/fleet"
-    """The primary, as an SQLAlchemy URL with the psycopg driver."""
+    """A node of the cluster, as an SQLAlchemy URL with the psycopg driver: the primary, until somebody has looked."""
+    replicas: str = ""
+    """The other nodes' URLs, separated by commas. Which of all is the primary is looked up, never configured."""
+    config: str = ""
+    """A YAML file with `primary`, `replicas` and `routing_rules`, for weights and pool sizes per node; hosts and ports
+    come from there, user, database and everything else from `url`."""
     pool_size: int = 5
-    """Connections kept per process; group commit makes few of them enough."""
+    """Connections kept per process and node; group commit makes few of them enough. As many more are opened at need."""
+    pool_recycle_s: float = 3600.0
+    """Seconds after which a pooled connection is replaced: its memory and its server-side caches go with it."""
+    pooler: Literal["none", "pgbouncer"] = "none"
+    """`pgbouncer`: the URLs lead to PgBouncer in transaction mode. Nothing is then set on connections (limits belong
+    into the role's settings), statements are not prepared, and roles are read by the monitor alone."""
     connect_timeout_s: int = 3
     """Seconds until a connection attempt is given up (libpq treats 1 as 2)."""
     statement_timeout_s: float = 15.0
     """Seconds until the server cancels a statement: nothing waits without a limit."""
+    answer_timeout_s: float = 2.0
+    """Seconds that a server may be silent when it has nothing to compute (a ping, a look at a node, and a statement
+    beyond its own limit) before its connection is cut: a stopped backend keeps its connection open for ever."""
+    look_every_s: float = 0.2
+    """Seconds between two looks at a node, give or take a half: how old a replica's known position can be."""
+    max_lag_s: float = 10.0
+    """A replica further behind is not read from; it returns below half of that."""
+    return_after_s: float = 1.0
+    """Seconds for which a replica that was taken out must be well before it is read from again."""
+    causal_wait_s: float = 0.05
+    """Seconds a causal read waits for a replica to reach its token before it goes to the primary."""
+    overflow: int = 3
+    """Reads that this process sends to the primary at the same time because no replica will do; half of them for
+    reads that take any age."""
+    overflow_wait_s: float = 0.5
+    """Seconds a causal read waits for such a place before it fails as ReplicaStale; other reads do not wait."""
 
     def __post_init__(self) -> None:
-        if not self.url.startswith("postgresql+psycopg://"):
-            raise ValueError("url must start with postgresql+psycopg://")
+        if not self.url.startswith(SCHEME):
+            raise ValueError(f"url must start with {SCHEME}")
+        for replica in self.replica_urls:
+            if not replica.startswith(SCHEME):
+                raise ValueError(f"replicas must each start with {SCHEME}")
         if self.pool_size < 1 or self.connect_timeout_s < 1 or self.statement_timeout_s <= 0:
             raise ValueError("pool_size, connect_timeout_s and statement_timeout_s must be positive")
+        for name in ("pool_recycle_s", "answer_timeout_s", "look_every_s", "max_lag_s", "overflow"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive")
+        for name in ("return_after_s", "causal_wait_s", "overflow_wait_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+        if self.replicas and self.config:
+            raise ValueError("replicas and config must not both be given: the file names the replicas")
+
+    @property
+    def replica_urls(self) -> tuple[str, ...]:
+        """The URLs in `replicas`."""
+        return tuple(one.strip() for one in self.replicas.split(",") if one.strip())

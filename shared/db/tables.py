@@ -233,3 +233,12 @@ dead_letters = Table(
     Column("headers", JSON, nullable=False),
     Column("body", Text, nullable=False, comment="as received; base64 when it is not UTF-8"),
 )
+
+db_heartbeat = Table(
+    "db_heartbeat",
+    metadata,
+    Column("is_only", Boolean, primary_key=True, server_default=text("true")),
+    Column("beat_at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")),
+    CheckConstraint("is_only", name="is_only"),
+)
+"""One row, written on the primary about once a second by whoever looks at it: its age on a replica is the lag there."""

@@ -7,5 +7,8 @@ shares a statement (`GroupRead`).
 
 A run that waits is put down: its row says what wakes it, and its steps bring it back to the same place, on any worker.
 
+Sealing is optional and ends at this room's doors: `client` and workers seal and open; tables, broker and keeper see
+envelopes.
+
 It never talks to a broker or a model. Workers, the keeper and `client` enter; nobody else writes these tables.
 """

@@ -20,6 +20,7 @@ from shared.ledger.journal import Look
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.rows import FINISHED
 from shared.ledger.steering import cancel
+from shared.ledger.vault import NO_VAULT, OUTPUT, Vault, signal_role
 
 SIGNALS = text("""
     SELECT x.place, t.wakes, s.payload, s.id IS NOT NULL AS is_over
@@ -66,10 +67,11 @@ class ChildrenAsked:
     ids: tuple[UUID, ...]
 
 
-async def look_for_signals(database: Database, asked: Sequence[SignalAsked]) -> list[Look]:
+async def look_for_signals(database: Database, asked: Sequence[SignalAsked], *, vault: Vault = NO_VAULT) -> list[Look]:
     """Whether these signals have come.
 
     Returns: for each, with the signal's payload when it is over.
+    Raises: SealKeyUnknown; SealBroken.
     """
     rows = [
         {"place": place, "task": str(one.task), "name": one.name, "number": one.number}
@@ -77,13 +79,19 @@ async def look_for_signals(database: Database, asked: Sequence[SignalAsked]) -> 
     ]
     async with database.unit() as unit:
         found = (await unit.execute(SIGNALS, {"asked": json.dumps(rows)})).all()
-    return [Look(is_over=row.is_over, value=row.payload, wakes=row.wakes) for row in found]
+    return [
+        Look(row.is_over, vault.open(row.payload, task_id=one.task, role=signal_role(one.name)), row.wakes)
+        for one, row in zip(asked, found, strict=True)
+    ]
 
 
-async def look_for_children(database: Database, asked: Sequence[ChildrenAsked]) -> list[Look]:
+async def look_for_children(
+    database: Database, asked: Sequence[ChildrenAsked], *, vault: Vault = NO_VAULT
+) -> list[Look]:
     """Whether these children have all ended.
 
     Returns: for each, with how every child ended, in the order asked, when it is over.
+    Raises: SealKeyUnknown; SealBroken.
     """
     rows = [
         {"place": place, "task": str(one.task), "ids": [str(child) for child in one.ids]}
@@ -95,7 +103,8 @@ async def look_for_children(database: Database, asked: Sequence[ChildrenAsked]) 
         for row in (await unit.execute(CHILDREN, {"asked": json.dumps(rows)})).all():
             wakes[row.place] = row.wakes
             if row.state in FINISHED:
-                ended[row.place][row.id] = Ended(row.state, row.output, row.error).to_json()
+                output = vault.open(row.output, task_id=row.id, role=OUTPUT)
+                ended[row.place][row.id] = Ended(row.state, output, row.error).to_json()
     return [_all_ended(one, ended[place], wakes[place]) for place, one in enumerate(asked)]
 
 

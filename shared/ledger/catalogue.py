@@ -9,11 +9,14 @@ import jsonschema
 from jsonschema.protocols import Validator
 
 from shared.db.database import Database
-from shared.errors import BadInput, DatabaseUnavailable, UnknownAgent
+from shared.errors import BadInput, DatabaseUnavailable, FleetError, PromptTooLong, UnknownAgent
 from shared.ledger.roster import offered
+from shared.llm.prices import text_tokens
 
 FRESH_S = 30.0
 """Seconds a read of the catalogue is good for; a name or an input that does not fit is looked up anew at once."""
+PROMPT_TOKENS = "x-prompt-tokens"
+"""Keyword of an offered schema: the text goes to a language model in one piece, and no more tokens than this do."""
 
 
 class Catalogue:
@@ -22,13 +25,14 @@ class Catalogue:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._validators: dict[str, Validator] = {}
+        self._inputs: dict[str, Mapping[str, Any]] = {}
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
 
     async def check(self, agent: str, kwargs: Mapping[str, Any]) -> None:
         """Refuse what no worker could run.
 
-        Raises: UnknownAgent; BadInput naming the field.
+        Raises: UnknownAgent; BadInput naming the field; PromptTooLong.
         """
         problem = self._problem(agent, kwargs)
         if problem is None and time.monotonic() - self._read_at <= FRESH_S:
@@ -51,9 +55,10 @@ class Catalogue:
     async def _read(self) -> None:
         schemas = await offered(self._database)
         self._validators = {name: jsonschema.Draft202012Validator(schema) for name, schema in schemas.items()}
+        self._inputs = {name: schema.get("properties", {}) for name, schema in schemas.items()}
         self._read_at = time.monotonic()
 
-    def _problem(self, agent: str, kwargs: Mapping[str, Any]) -> UnknownAgent | BadInput | None:
+    def _problem(self, agent: str, kwargs: Mapping[str, Any]) -> FleetError | None:
         if not self._validators:  # no worker has ever started here: nothing is known, so nothing is refused
             return None
         validator = self._validators.get(agent)
@@ -62,7 +67,19 @@ class Catalogue:
             return UnknownAgent(f"no worker offers an agent {agent!r}; there are: {known}", agent=agent)
         error = jsonschema.exceptions.best_match(validator.iter_errors(dict(kwargs)))
         if error is None:
-            return None
+            return _too_long(agent, self._inputs[agent], kwargs)
         field = ".".join(str(part) for part in error.absolute_path)
         where = f"field {field!r} of agent {agent!r}" if field else f"the input of agent {agent!r}"
         return BadInput(f"{where}: {error.message}", agent=agent, **({"field": field} if field else {}))
+
+
+def _too_long(agent: str, inputs: Mapping[str, Any], given: Mapping[str, Any]) -> PromptTooLong | None:
+    for field, value in given.items():
+        limit = inputs.get(field, {}).get(PROMPT_TOKENS)
+        if limit is not None and isinstance(value, str) and (tokens := text_tokens(value)) >= limit:
+            return PromptTooLong(
+                f"field {field!r} of agent {agent!r} has about {tokens} tokens, and the widest of its models takes "
+                f"{limit}: shorten it, or hand it over in parts",
+                agent=agent, field=field, tokens=tokens, context_tokens=limit,
+            )  # fmt: skip
+    return None

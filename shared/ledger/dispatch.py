@@ -45,6 +45,12 @@ HELD = text(f"""
         ORDER BY x.dispatch_at LIMIT greatest(1, :limit / (SELECT count(*) FROM line))
     ) mine
     WHERE NOT EXISTS (SELECT FROM limits l WHERE l.scope = 'tenant' AND l.name = line.tenant) LIMIT :limit""")
+COUNTS = text("""
+    SELECT 'published' AS state, count(*) AS tasks FROM tasks WHERE state = 'queued' AND published_at IS NOT NULL
+    UNION ALL SELECT 'held', count(*) FROM tasks WHERE state = 'queued' AND published_at IS NULL
+    UNION ALL SELECT 'waiting', count(*) FROM tasks WHERE state = 'waiting'
+    UNION ALL SELECT 'parked', count(*) FROM tasks WHERE state = 'parked'""")
+"""Each over a partial index of its own."""
 SLOTS = text("""
     SELECT count(*), coalesce(sum(slots), 0), (SELECT count(*) FROM tasks WHERE state = 'running')
     FROM workers WHERE state = 'alive'""")
@@ -82,6 +88,12 @@ async def backlog(database: Database) -> tuple[int, int]:
     async with database.unit(mode="ro") as unit:
         published, overdue = (await unit.execute(BACKLOG)).one()
     return published, overdue
+
+
+async def backlog_counts(database: Database) -> dict[str, int]:
+    """How many tasks are not running: `published`, `held` in the ledger, `waiting` and `parked`."""
+    async with database.unit(mode="ro") as unit:
+        return {row.state: row.tasks for row in await unit.execute(COUNTS)}
 
 
 async def lost(units: Units, *, limit: int, again_after_s: float) -> list[TaskMessage]:

@@ -8,12 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.ledger.dispatch import Fresh
+from shared.ledger.statements import NO_CHILD_RUNS
 from shared.ledger.terms import Units
 
-NO_CHILD_RUNS = """NOT EXISTS (
-        SELECT FROM tasks c WHERE c.state IN ('queued', 'running', 'waiting', 'parked')
-          AND c.id IN (SELECT CAST(i AS uuid) FROM json_array_elements_text(t.waiting_for -> 'ids') i))"""
-"""By their ids alone: a fork waits for children whose parent is the original."""
 AWAITS_CHILDREN = "t.state = 'waiting' AND t.waiting_for -> 'ids' IS NOT NULL"
 TELL = text(f"""
     WITH mine AS MATERIALIZED (

@@ -164,10 +164,10 @@ class GroupCommit:
 
     async def _commit_patiently(self, batch: list[_Write]) -> None:
         """Commit, through any number of lost connections when told to wait."""
-        wait_s = 0.05
+        wait_s, again = 0.05, False
         while batch:
             try:
-                await self._commit(batch)
+                await self._commit(batch, again=again)
                 return
             except ROWS_FAULT as error:
                 await self._isolate(batch, error)
@@ -180,7 +180,7 @@ class GroupCommit:
                     return
                 log.warning("ledger.commit_delayed", writes=len(batch), wait_s=wait_s, cause=cause)
                 await asyncio.sleep(wait_s)
-                wait_s = min(1.0, wait_s * 2)
+                wait_s, again = min(1.0, wait_s * 2), True
             except psycopg.Error as error:
                 await self._isolate(batch, error)
                 return
@@ -194,7 +194,8 @@ class GroupCommit:
         for write in batch:
             await self._commit_patiently([write])
 
-    async def _commit(self, batch: list[_Write]) -> None:
+    async def _commit(self, batch: list[_Write], *, again: bool) -> None:
+        """Once; `again`: perhaps for the second time, when the answer to the first was lost."""
         if self._connection is None:
             self._connection = await self._database.direct()
         rows: dict[Kind, list[str]] = {}
@@ -204,6 +205,7 @@ class GroupCommit:
         parameters: dict[str, Any] = {kind: f"[{','.join(rows[kind])}]" for kind in kinds}
         parameters["worker"] = self._worker
         parameters["fair_window"] = self._fair_window
+        parameters["again"] = again
         async with asyncio.timeout(self._database.knobs.statement_timeout_s + 5):
             cursor = await self._connection.execute(
                 statement_of(kinds, fenced=self._worker is not None), parameters, prepare=True

@@ -16,7 +16,7 @@ from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.order import checked_id, refuse_large
 from shared.ledger.rows import TaskView
 from shared.ledger.steering import Steered
-from shared.ledger.vault import Vault
+from shared.ledger.vault import Vault, signal_role
 from shared.ledger.views import task_of
 
 OnChange = Literal["reuse", "rerun"]
@@ -49,7 +49,8 @@ class Helm:
             raise BadInput(f"a signal's name is a text of 1 to {MAX_NAME} characters, not {name!r}")
         check_storable(payload)
         refuse_large(len(json.dumps(payload)), self._knobs.input_max_bytes, what=f"the payload of signal {name!r}")
-        given = steering.signal(self._database, target, name, payload, redispatch_s=self._knobs.redispatch_s)
+        sealed = self._vault.seal(payload, task_id=target, role=signal_role(name))
+        given = steering.signal(self._database, target, name, sealed, redispatch_s=self._knobs.redispatch_s)
         return await self._followed(given)
 
     async def resume(self, task_id: TaskId, on_change: OnChange | None) -> TaskView:

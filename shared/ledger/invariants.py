@@ -174,9 +174,12 @@ class WaitingTasksCanWake(_Found):
             t.wake_at < now() - make_interval(secs => :grace_s) OR t.cancel_requested_at IS NOT NULL
             OR (t.wake_at IS NULL AND coalesce(json_array_length(t.waiting_for -> 'signals'), 0) = 0
                 AND coalesce(json_array_length(t.waiting_for -> 'ids'), 0) = 0)
-            OR (t.waiting_for -> 'ids' IS NOT NULL AND NOT EXISTS (
-                SELECT FROM json_array_elements_text(t.waiting_for -> 'ids') i LEFT JOIN tasks c ON c.id = i::uuid
-                WHERE c.state IN {ACTIVE} OR c.finished_at > now() - make_interval(secs => :grace_s))))"""
+            OR (t.waiting_for -> 'ids' IS NOT NULL AND EXISTS (
+                SELECT FROM json_array_elements(
+                    coalesce(t.waiting_for -> 'groups', json_build_array(t.waiting_for -> 'ids'))) g
+                WHERE NOT EXISTS (
+                    SELECT FROM json_array_elements_text(g) i LEFT JOIN tasks c ON c.id = i::uuid
+                    WHERE c.state IN {ACTIVE} OR c.finished_at > now() - make_interval(secs => :grace_s)))))"""
 
 
 class QueuedTasksWillBeDispatched(_Found):

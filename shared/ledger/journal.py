@@ -7,16 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from uuid import UUID
 
-from shared.errors import BadInput, Fenced, FleetError, StepChanged, from_dict
+from shared.errors import BadInput, Fenced, FleetError, SealKeyUnknown, StepChanged, from_dict
 from shared.ledger.branches import Branches, in_step, now
 from shared.ledger.group_commit import GroupCommit
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.records import Recorded, fingerprint
 from shared.ledger.retry import ONCE, Retry, next_wait_s
 from shared.ledger.suspension import Suspension
+from shared.ledger.vault import NO_VAULT, Vault, blob_role, step_role
 
 MAX_NAME = 200
 """Characters of a step's name: it is part of an index, whose rows PostgreSQL limits to 2704 bytes."""
@@ -47,6 +48,7 @@ class Journal:
     Args:
         recorded: Steps of earlier claims; empty on a first one.
         on_change: What to do with a completed step whose request has changed.
+        vault: Seals results; `recorded` is open already.
     Attributes:
         books_cuts: Says of a call that is cut off whether it is over (a cancel, the agent's own timeout) rather than in
             doubt (the worker leaves).
@@ -56,6 +58,7 @@ class Journal:
     def __init__(
         self, commit: GroupCommit, knobs: LedgerKnobs, *, task_id: UUID, epoch: int,
         recorded: Mapping[tuple[str, int], Recorded], on_change: OnChange = "pause", rng: random.Random | None = None,
+        vault: Vault = NO_VAULT,
     ) -> None:  # fmt: skip
         self.books_cuts: Callable[[], bool] = lambda: True
         self.replayed = 0
@@ -69,6 +72,7 @@ class Journal:
         self._recorded = recorded
         self._on_change = on_change
         self._rng = rng or random.Random()
+        self._vault = vault
         self._loaded_at = time.monotonic()
         self._seen: Counter[str] = Counter()
         self._branches = Branches(here_s=knobs.suspend_after_s)
@@ -88,7 +92,7 @@ class Journal:
             retry: Whether a failure is tried again; waits over `suspend_after_s` suspend the run.
 
         Raises: Fenced when the run was given to another worker; BadInput when the request or the result is not JSON;
-            what `call` raises; Suspended when the run is to be put down here.
+            what `call` raises; Suspended when the run is to be put down here, as it is when a key is missing.
         """
         place = self._next_place(name, request)
         recorded = await self._known(place)
@@ -98,10 +102,13 @@ class Journal:
         if recorded is not None and recorded.state == "waiting":
             await self._sit_out(self._left_s(recorded) or 0.0)
         while True:
-            async with self._branches.step():
-                self.doubts_met += recorded is not None and recorded.state == "doubt"
-                recorded = None
-                outcome = await self._try(place, kind, call, usage_of, usage_if_cut, retry, tries := tries + 1)
+            try:
+                async with self._branches.step():
+                    self.doubts_met += recorded is not None and recorded.state == "doubt"
+                    recorded = None
+                    outcome = await self._try(place, kind, call, usage_of, usage_if_cut, retry, tries := tries + 1)
+            except SealKeyUnknown as error:
+                await self._park(error)
             if outcome.is_over:
                 return outcome.value
             await self._sit_out(outcome.value)
@@ -134,11 +141,14 @@ class Journal:
                 left_s = self._left_s(recorded)
         until = None if left_s is None else now() + left_s
         while True:
-            async with self._branches.step():
-                found = await look()
-                if found.is_over:
-                    await self._store(place, found.value, None)
-                    return found.value
+            try:
+                async with self._branches.step():
+                    found = await look()
+                    if found.is_over:
+                        await self._store(place, found.value, None)
+                        return found.value
+            except SealKeyUnknown as error:
+                await self._park(error)
             if until is not None and until <= now():
                 return await self._expire(place, expired())
             if suspension.is_looked_for:
@@ -177,6 +187,9 @@ class Journal:
             if self.books_cuts():
                 await self._write_failure(place, "cut off", usage_if_cut())
             raise
+        except SealKeyUnknown:  # no outcome of the step: tried again once the key is there
+            await self._write("result", place, {"state": "waiting", "wait_s": 0.0})
+            raise
         except Exception as error:
             wait_s = next_wait_s(error, tries=tries, retry=retry, rng=self._rng)
             if wait_s is None:
@@ -199,18 +212,21 @@ class Journal:
         return Look(is_over=True, value=result)
 
     async def _store(self, place: _Place, result: Any, usage: Mapping[str, Any] | None) -> None:
-        done = {"state": "done", "result": result, "usage": dict(usage) if usage else None}
+        done: dict[str, Any] = {"state": "done", "usage": dict(usage) if usage else None}
         try:
             if _is_large(result, self._knobs.blob_bytes):
-                await self._write("blob", place, {"data": result})
+                await self._write("blob", place, {"data": self._sealed(result, blob_role(place.name, place.ordinal))})
                 done |= {"result": None, "in_blob": True}
+            else:
+                done["result"] = self._sealed(result, step_role(place.name, place.ordinal))
             await self._write("result", place, done)
         except BadInput as error:
             raise BadInput(f"the result of step {place.name!r} is {error.message}", step=place.name) from None
 
     async def _write_failure(self, place: _Place, told: Any, usage: Mapping[str, Any] | None) -> None:
         try:
-            await self._write("result", place, {"state": "failed", "result": {"error": told}, "usage": usage})
+            result = self._sealed({"error": told}, step_role(place.name, place.ordinal))
+            await self._write("result", place, {"state": "failed", "result": result, "usage": usage})
         except BadInput:  # its text cannot be stored: then only its kind
             bare = "a failure whose text cannot be stored"
             kept = {"code": told["code"], "message": bare} if isinstance(told, dict) else bare
@@ -253,8 +269,12 @@ class Journal:
             "its inputs only, or resume the task with its old result or a new one",
             step=place.name, ordinal=place.ordinal, fingerprint=place.mark,
         )  # fmt: skip
-        self._branches.put_down(Suspension(state="parked", error=changed.as_dict()))
-        return await self._branches.leave()
+        return await self._park(changed)
+
+    async def _park(self, error: FleetError) -> NoReturn:
+        """Put the run aside for an operator; the agent is not told why, lest it go on as if this were an outcome."""
+        self._branches.put_down(Suspension(state="parked", error=error.as_dict()))
+        await self._branches.leave()
 
     def _replay(self, recorded: Recorded) -> Any:
         self.replayed += 1
@@ -264,6 +284,9 @@ class Journal:
 
     def _left_s(self, recorded: Recorded) -> float | None:
         return None if recorded.left_s is None else recorded.left_s - (time.monotonic() - self._loaded_at)
+
+    def _sealed(self, value: Any, role: str) -> Any:
+        return self._vault.seal(value, task_id=self._task_id, role=role)
 
     async def _write(self, kind: Literal["intent", "blob", "result"], place: _Place, values: dict[str, Any]) -> None:
         row = {

@@ -1,6 +1,10 @@
 """What can be tuned about the ledger."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pydantic import SecretStr
+
+from shared.ledger.vault_knobs import MasterKey, read_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,10 @@ class LedgerKnobs:
     """Inputs above this are refused: a message carries its whole task."""
     redispatch_s: float = 30.0
     """Seconds until the keeper publishes a task again whose message was confirmed but never claimed."""
+    keys: SecretStr = field(default_factory=lambda: SecretStr(""))
+    """Master keys `id:base64,id:base64` (32 bytes each) that seal inputs, results, outputs and conversations at rest:
+    the first seals, all open. Empty: nothing is sealed. `fleet keys new` makes one. Every producer and worker needs the
+    same; the keeper needs none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat_s * 2 <= self.dead_after_s:
@@ -40,3 +48,9 @@ class LedgerKnobs:
                 raise ValueError(f"{name} must be positive")
         if self.window_s < 0 or self.suspend_after_s < 0:
             raise ValueError("window_s and suspend_after_s must not be negative")
+        read_keys(self.keys.get_secret_value())
+
+    @property
+    def master_keys(self) -> tuple[MasterKey, ...]:
+        """What `keys` says, the key that seals first."""
+        return read_keys(self.keys.get_secret_value())

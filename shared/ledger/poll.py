@@ -1,11 +1,11 @@
 """Tasks straight from the ledger: those held for a fair turn, and those whose message an idle worker misses.
 
-Claimed in batches, tenants in turn, rows that others look at left out. This is how a tenant with ten thousand tasks
-does not stand in the way of another, and how work goes on while the broker is away.
+Claimed in batches, tenants in turn, rows that others look at left out, and only of agents that the worker has. This is
+how a tenant with ten thousand tasks does not stand in the way of another, and how work goes on without the broker.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -39,7 +39,7 @@ HELD = f"""
         SELECT mine.id FROM turns CROSS JOIN LATERAL (
             SELECT q.id FROM tasks q
             WHERE q.priority = :priority AND q.tenant = turns.tenant AND q.state = 'queued' AND q.published_at IS NULL
-              AND q.dispatch_at <= now()
+              AND q.dispatch_at <= now() AND q.agent = ANY(:agents)
               AND NOT EXISTS (SELECT FROM limits l WHERE l.scope = 'agent' AND l.name IN (q.agent, q.root_agent))
             ORDER BY q.dispatch_at LIMIT greatest(1, :slots / turns.tenants) FOR UPDATE SKIP LOCKED
         ) mine LIMIT :slots
@@ -48,7 +48,7 @@ LOST = f"""
     WITH {FENCE}, picked AS MATERIALIZED (
         SELECT q.id FROM tasks q
         WHERE q.state = 'queued' AND q.published_at < now() - make_interval(secs => :lost_after_s)
-          AND q.priority = :priority
+          AND q.priority = :priority AND q.agent = ANY(:agents)
         ORDER BY q.published_at LIMIT :slots FOR UPDATE SKIP LOCKED
     ) {CLAIM}"""
 
@@ -61,17 +61,21 @@ class Polled:
     message: TaskMessage
 
 
-async def poll_held(database: Database, *, worker: UUID, priority: Priority, slots: int) -> list[Polled]:
-    """Claim tasks that are held in the ledger, tenants in turn, as many as there are slots."""
-    values = {"worker": worker, "priority": priority, "slots": slots, "turn": str(random.random())}
+async def poll_held(
+    database: Database, *, worker: UUID, agents: Sequence[str], priority: Priority, slots: int
+) -> list[Polled]:
+    """Claim tasks of these agents that are held in the ledger, tenants in turn, as many as there are slots."""
+    values: dict[str, object] = {"worker": worker, "agents": list(agents), "priority": priority, "slots": slots}
+    values["turn"] = str(random.random())
     return await _poll(database, HELD, values)
 
 
 async def poll_lost(
-    database: Database, *, worker: UUID, priority: Priority, slots: int, lost_after_s: float
+    database: Database, *, worker: UUID, agents: Sequence[str], priority: Priority, slots: int, lost_after_s: float
 ) -> list[Polled]:
-    """Claim tasks that were published `lost_after_s` ago and that no message has brought to any worker since."""
-    values = {"worker": worker, "priority": priority, "slots": slots, "lost_after_s": lost_after_s}
+    """Claim tasks of these agents that were published `lost_after_s` ago and whose message nobody has got since."""
+    values: dict[str, object] = {"worker": worker, "agents": list(agents), "priority": priority, "slots": slots}
+    values["lost_after_s"] = lost_after_s
     return await _poll(database, LOST, values)
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import ARRAY, Uuid, and_, cast, func, select
 from shared.db.database import Database
 from shared.db.tables import blobs, steps
 from shared.errors import BadInput
+from shared.ledger.vault import NO_VAULT, Vault, blob_role, step_role
 
 RecordState = Literal["done", "failed", "waiting", "doubt", "again"]
 
@@ -49,8 +50,13 @@ def fingerprint(name: str, ordinal: int, request: Any) -> str:
     return hashlib.blake2b(canonical.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-async def load_recorded(database: Database, task_ids: Sequence[UUID]) -> list[dict[tuple[str, int], Recorded]]:
-    """The steps so far of each of these tasks, by (name, ordinal)."""
+async def load_recorded(
+    database: Database, task_ids: Sequence[UUID], *, vault: Vault = NO_VAULT
+) -> list[dict[tuple[str, int], Recorded]]:
+    """The steps so far of each of these tasks, by (name, ordinal).
+
+    Raises: SealKeyUnknown; SealBroken.
+    """
     joined = steps.outerjoin(
         blobs,
         and_(
@@ -65,6 +71,7 @@ async def load_recorded(database: Database, task_ids: Sequence[UUID]) -> list[di
         select(
             steps.c.task_id, steps.c.name, steps.c.ordinal, steps.c.fingerprint, steps.c.state, steps.c.executions,
             steps.c.in_doubt, left_s, func.coalesce(blobs.c.data, steps.c.result).label("result"),
+            blobs.c.data.is_not(None).label("is_blob"),
         )
         .select_from(joined)
         .where(steps.c.task_id == func.any(cast(list(task_ids), ARRAY(Uuid))))
@@ -73,10 +80,11 @@ async def load_recorded(database: Database, task_ids: Sequence[UUID]) -> list[di
         rows = (await unit.execute(query)).all()
     found: dict[UUID, dict[tuple[str, int], Recorded]] = {task_id: {} for task_id in task_ids}
     for row in rows:
+        role = (blob_role if row.is_blob else step_role)(row.name, row.ordinal)
         found[row.task_id][row.name, row.ordinal] = recorded_of(
             row.fingerprint,
             row.state,
-            row.result,
+            vault.open(row.result, task_id=row.task_id, role=role),
             left_s=None if row.left_s is None else float(row.left_s),
             executions=row.executions,
             in_doubt=row.in_doubt,

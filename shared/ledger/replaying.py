@@ -19,7 +19,7 @@ from shared.errors import BadInput, UnknownTask, WrongState
 from shared.ledger.rows import message_of
 from shared.ledger.sealed_input import open_message, seal_message
 from shared.ledger.steering import DISPATCH_AT, DUE, PUBLISHED_AT, TREE, Steered, due_of
-from shared.ledger.vault import Vault, blob_role, is_sealed, step_role
+from shared.ledger.vault import Vault, blob_role, is_sealed, signal_role, step_role
 
 REPLAYABLE = ("failed", "cancelled")
 STEPS = """
@@ -55,6 +55,15 @@ COPY_BLOBS = """
     SELECT :fork, b.name, b.ordinal, b.data
     FROM blobs b JOIN json_to_recordset(CAST(:places AS json)) AS x(name text, ordinal int) USING (name, ordinal)
     WHERE b.task_id = :id"""
+
+HEARD = """
+    SELECT s.name, s.payload, s.created_at
+    FROM (SELECT *, row_number() OVER (PARTITION BY name ORDER BY id) AS place FROM signals WHERE task_id = :id) s
+    WHERE s.place <= (SELECT count(*) FROM steps w
+                      WHERE w.task_id = :fork AND w.kind = 'signal' AND w.name = concat('signal.', s.name))
+    ORDER BY s.id"""
+HEAR = """
+    INSERT INTO signals (task_id, name, payload, created_at) VALUES (:fork, :name, CAST(:payload AS json), :at)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +161,10 @@ async def fork(
 ) -> Steered:
     """Start a new task that finds the steps before `from_step` done, as the original paid for them.
 
+    It has had the signals that these steps waited for, and no others: the n-th wait for a name gets the n-th signal of
+    that name in the fork as well, and what the fork waits for itself is asked of people anew. One approval approves one
+    task.
+
     Returns: What to publish, with the new task's id.
     Raises: UnknownTask; BadInput when there is no such step.
     """
@@ -169,6 +182,7 @@ async def fork(
         forked = (await unit.execute(text(FORK), {**values, "input": inputs, "redispatch_s": redispatch_s})).one()
         await unit.execute(text(COPY_STEPS), values)
         await unit.execute(text(COPY_BLOBS), values)
+        await _copy_heard(unit, task_id, new_id, vault)
         await _seal_anew(unit, task_id, new_id, vault)
     return Steered(new_id, due_of([forked]))
 
@@ -187,6 +201,16 @@ async def _forget(unit: AsyncSession, task_id: UUID, dropped: Sequence[Past]) ->
     if dropped:
         for statement in FORGET:
             await unit.execute(text(statement), {"id": task_id, "places": _places(dropped)})
+
+
+async def _copy_heard(unit: AsyncSession, old_id: UUID, new_id: UUID, vault: Vault) -> None:
+    """The signals that the copied waits have had."""
+    for row in (await unit.execute(text(HEARD), {"id": old_id, "fork": new_id})).all():
+        payload, role = row.payload, signal_role(row.name)
+        if is_sealed(payload):
+            payload = vault.seal(vault.open(payload, task_id=old_id, role=role), task_id=new_id, role=role)
+        values = {"fork": new_id, "name": row.name, "payload": json.dumps(payload), "at": row.created_at}
+        await unit.execute(text(HEAR), values)
 
 
 async def _seal_anew(unit: AsyncSession, old_id: UUID, new_id: UUID, vault: Vault) -> None:

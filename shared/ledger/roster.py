@@ -1,10 +1,12 @@
 """Who works: one row per worker process, kept alive by its heartbeat; and the agents they offer."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import case, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.db.database import Database
@@ -16,6 +18,28 @@ async def enlist(database: Database, *, worker: UUID, name: str, host: str, pid:
     """Add a worker's row: from now on it may claim."""
     async with database.unit() as unit:
         await unit.execute(insert(workers).values(id=worker, name=name, host=host, pid=pid, slots=slots))
+
+
+@dataclass(frozen=True, slots=True)
+class Elder:
+    """A worker of the same name that was there before, and when it last said that it lives."""
+
+    id: UUID
+    host: str
+    pid: int
+    heartbeat_at: datetime
+
+
+async def elders(database: Database, worker: UUID) -> list[Elder]:
+    """Workers that have this one's name, enlisted before it and have not left."""
+    me = workers.alias()
+    query = select(workers.c.id, workers.c.host, workers.c.pid, workers.c.heartbeat_at).join(
+        me, (me.c.id == worker) & (me.c.name == workers.c.name)
+    )
+    older = tuple_(workers.c.started_at, workers.c.id) < tuple_(me.c.started_at, me.c.id)
+    async with database.unit() as unit:  # the primary: a replica may not know of them yet
+        rows = await unit.execute(query.where(workers.c.state == "alive", older))
+        return [Elder(row.id, row.host, row.pid, row.heartbeat_at) for row in rows]
 
 
 async def beat(database: Database, worker: UUID, *, is_draining: bool) -> bool:

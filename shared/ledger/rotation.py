@@ -26,12 +26,18 @@ PAGE_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """One column with sealed values; `inside` is the field of it that is sealed, where it is not the whole."""
+    """One column with sealed values.
+
+    Attributes:
+        inside: The field of it that is sealed, where it is not the whole.
+        is_text: Whether it is text, of which some is a sealed value's JSON.
+    """
 
     table: str
     column: str
     keys: tuple[tuple[str, str], ...]
     inside: str | None = None
+    is_text: bool = False
     page_rows_divisor: int = 1
 
     @property
@@ -42,6 +48,8 @@ class Shelf:
     @property
     def sealed_part(self) -> str:
         """SQL for the value that is sealed."""
+        if self.is_text:
+            return f"CASE WHEN t.{self.column} ~ '{SEALED_TEXT}' THEN CAST(t.{self.column} AS json) END"
         return f"t.{self.column}" + (f" -> '{self.inside}'" if self.inside else "")
 
     def columns(self, prefix: str = "") -> str:
@@ -50,12 +58,19 @@ class Shelf:
 
 
 TASK_KEY = (("id", "uuid"),)
+_FIELDS = " ?, ?".join(f'"{name}" ?: ?{value}' for name, value in (
+    ("v", "[0-9]+"), ("kid", r'"[\w.-]+"'), ("key", r'"[\w+/=]+"'), ("data", r'"[\w+/=]+"')
+))  # fmt: skip
+SEALED_TEXT = rf'^\{{"\$sealed" ?: ?\{{{_FIELDS}\}}\}}$'
+"""Nothing else that people write is taken for JSON: one cast that fails would end the walk."""
 STEP_KEY = (("task_id", "uuid"), ("name", "text"), ("ordinal", "int"))
 SHELVES = (
     Shelf("tasks", "input", TASK_KEY, inside="kwargs"),
     Shelf("tasks", "output", TASK_KEY),
     Shelf("steps", "result", STEP_KEY),
     Shelf("signals", "payload", (("id", "bigint"),)),
+    Shelf("messages", "content", (("id", "bigint"),), is_text=True),
+    Shelf("schedules", "input", (("name", "text"),), inside="kwargs"),
     Shelf("blobs", "data", STEP_KEY, page_rows_divisor=10),  # large values: the server reads through each
 )
 
@@ -185,7 +200,7 @@ async def _read(
         CROSS JOIN LATERAL (SELECT count(*) AS fields FROM json_object_keys(object)) names
         ORDER BY {shelf.columns("page.")}"""
     bound = {f"after{n}": value for n, value in enumerate(after or ())}
-    async with database.unit(mode="ro") as unit:
+    async with database.unit() as unit:  # never a replica: what it has not heard of yet would be left behind
         return (await unit.execute(text(query), {**bound, "limit": limit})).all()
 
 
@@ -201,6 +216,8 @@ async def _write(database: Database, shelf: Shelf, changes: list[dict[str, Any]]
         'v', {VERSION}, 'kid', x.kid, 'key', x.wrapped, 'data', {part} -> 'data'))"""
     if shelf.inside:
         sealed = f"json_build_object('args', t.{shelf.column} -> 'args', '{shelf.inside}', {sealed})"
+    if shelf.is_text:
+        sealed = f"CAST({sealed} AS text)"
     statement = f"""
         WITH x AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:changes AS json))
                                 AS x({kinds}, old text, kid text, wrapped text)),

@@ -8,6 +8,7 @@ from uuid import UUID
 from shared.contracts import TaskMessage
 from shared.db.database import Database
 from shared.errors import BadInput, Fenced, FleetError
+from shared.ledger.ancestry import Ancestor, ancestors
 from shared.ledger.awaited import (
     ChildrenAsked,
     SignalAsked,
@@ -22,7 +23,9 @@ from shared.ledger.journal import Journal, Look, OnChange
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.records import load_recorded
 from shared.ledger.rows import refuse_nul, task_row
+from shared.ledger.sealed_input import seal_message, seal_received
 from shared.ledger.suspension import Suspension
+from shared.ledger.vault import NO_VAULT, OUTPUT, Vault
 from shared.resilience.reconnect import until_available
 
 
@@ -36,16 +39,21 @@ class Claim:
 
 
 class Runs:
-    """What one worker may do to tasks. All methods return once the change is on disk."""
+    """What one worker may do to tasks. All methods return once the change is on disk.
 
-    def __init__(self, database: Database, commit: GroupCommit, knobs: LedgerKnobs) -> None:
+    Args:
+        vault: Seals what is written and opens what is read.
+    """
+
+    def __init__(self, database: Database, commit: GroupCommit, knobs: LedgerKnobs, *, vault: Vault = NO_VAULT) -> None:
         self._database = database
         self._commit = commit
         self._knobs = knobs
         self._catalogue = Catalogue(database)
-        self._recorded = GroupRead(partial(load_recorded, database))
-        self._signals = GroupRead(partial(look_for_signals, database))
-        self._children = GroupRead(partial(look_for_children, database))
+        self._vault = vault
+        self._recorded = GroupRead(partial(load_recorded, database, vault=vault))
+        self._signals = GroupRead(partial(look_for_signals, database, vault=vault))
+        self._children = GroupRead(partial(look_for_children, database, vault=vault))
 
     async def claim(self, message: TaskMessage) -> Claim | None:
         """Make a task this worker's own, adding it to the ledger when only the message knew it.
@@ -55,7 +63,7 @@ class Runs:
         Returns: None when the task is finished, another worker has it (the message is a duplicate), its time has not
             come, or a limit holds it in the ledger.
         """
-        row = task_row(message)
+        row = task_row(seal_received(self._vault, message))
         refuse_nul(row)
         written = await self._commit.write("claim", ("claim", message.id, None, 0), row)
         if written is None or written.state != "running":
@@ -63,11 +71,15 @@ class Runs:
         return Claim(message.id, written.epoch, written.attempt)
 
     async def journal(self, claim: Claim, *, on_change: OnChange = "pause") -> Journal:
-        """The run's journal, with the completed steps of its earlier claims."""
+        """The run's journal, with the completed steps of its earlier claims.
+
+        Raises: SealKeyUnknown; SealBroken.
+        """
         recorded = await self._recorded.ask(claim.task_id) if claim.epoch > 1 else {}
         return Journal(
-            self._commit, self._knobs, task_id=claim.task_id, epoch=claim.epoch, recorded=recorded, on_change=on_change
-        )
+            self._commit, self._knobs, task_id=claim.task_id, epoch=claim.epoch, recorded=recorded,
+            on_change=on_change, vault=self._vault,
+        )  # fmt: skip
 
     async def accept_child(self, message: TaskMessage, *, is_published: bool) -> bool:
         """Add a child task; a second time it changes nothing.
@@ -78,9 +90,9 @@ class Runs:
         Returns: Whether its tenant's further tasks are to be held.
         Raises: BadInput naming the field; UnknownAgent.
         """
-        row = task_row(message)
-        refuse_nul(row)
+        refuse_nul(task_row(message))
         await self._catalogue.check(message.agent, message.kwargs)
+        row = task_row(seal_message(self._vault, message))
         row |= {"redispatch_s": self._knobs.redispatch_s, "published": is_published}
         written = await self._commit.write("accept", ("accept", message.id, None, 0), row)
         return written is not None and message.fleet.tenant in written.crowded
@@ -93,6 +105,10 @@ class Runs:
         """Whether these children of the task have ended; see `awaited`."""
         return await self._children.ask(ChildrenAsked(task_id, ids))
 
+    async def ancestors(self, task_id: UUID) -> tuple[Ancestor, ...]:
+        """The tasks above this one, its parent first."""
+        return await until_available(lambda: ancestors(self._database, task_id), what="PostgreSQL")
+
     async def cancel_children(self, task_id: UUID) -> None:
         """Cancel what the task has started and what has not ended."""
         await until_available(lambda: cancel_children(self._database, task_id, knobs=self._knobs), what="PostgreSQL")
@@ -103,7 +119,8 @@ class Runs:
         Raises: Fenced when another worker owns it; BadInput when the output cannot be stored.
         """
         try:
-            await self._finish(claim, "succeeded", output=output, report=report)
+            sealed = self._vault.seal(output, task_id=claim.task_id, role=OUTPUT)
+            await self._finish(claim, "succeeded", output=sealed, report=report)
         except BadInput as error:
             raise BadInput(f"the agent's output is {error.message}") from None
 

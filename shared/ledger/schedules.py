@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -26,6 +26,8 @@ from shared.db.database import Database
 from shared.db.tables import schedules, tasks
 from shared.errors import BadInput
 from shared.ledger.catalogue import Catalogue
+from shared.ledger.sealed_input import open_scheduled, seal_scheduled, tick_input
+from shared.ledger.vault import NO_VAULT, Vault
 
 LONGEST_CRON = 200
 NAME_MAX = 200
@@ -101,11 +103,13 @@ async def create_schedule(
     database: Database, *, name: str, agent: str, cron: str, timezone: str = "UTC",
     input: Mapping[str, Any] | None = None, tenant: str = DEFAULT_TENANT, session: str | None = None,
     priority: Priority = "normal", max_attempts: int = DEFAULT_MAX_ATTEMPTS, deadline_s: float | None = None,
+    vault: Vault = NO_VAULT,
 ) -> Schedule:  # fmt: skip
     """Run an agent at every tick from now on.
 
     Args:
         deadline_s: Seconds that each task has from its creation.
+        vault: Seals the input, once for all ticks.
 
     Raises: BadInput naming the field, also when the name is taken; UnknownAgent; DatabaseUnavailable.
     """
@@ -115,13 +119,14 @@ async def create_schedule(
     )  # fmt: skip
     await Catalogue(database).check(agent, checked.input["kwargs"])
     values = {field: getattr(checked, field) for field in Schedule.__dataclass_fields__}
+    values["input"] = seal_scheduled(vault, name, checked.input["kwargs"])
     async with database.unit() as unit:
         values["next_at"] = next_tick(cron, timezone, after=await _now(unit))
         made = insert(schedules).values(**values).on_conflict_do_nothing().returning(*_COLUMNS)
         row = (await unit.execute(made)).one_or_none()
     if row is None:
         raise BadInput(f"there is a schedule {name!r} already: delete it first, or choose another name", field="name")
-    return Schedule(**row._mapping)
+    return replace(Schedule(**row._mapping), input=checked.input)
 
 
 def _checked(wanted: Schedule) -> Schedule:
@@ -148,10 +153,12 @@ def header_of(schedule: Schedule, *, now: datetime) -> FleetHeader:
     )  # fmt: skip
 
 
-async def list_schedules(database: Database) -> list[Schedule]:
-    """Every schedule, by name."""
+async def list_schedules(database: Database, *, vault: Vault = NO_VAULT) -> list[Schedule]:
+    """Every schedule, by name; its input as it is stored where the vault cannot open it."""
     async with database.unit(mode="ro") as unit:
-        return [Schedule(**row._mapping) for row in await unit.execute(select(*_COLUMNS).order_by(schedules.c.name))]
+        rows = await unit.execute(select(*_COLUMNS).order_by(schedules.c.name))
+        found = [Schedule(**row._mapping) for row in rows]
+    return [replace(one, input=open_scheduled(vault, one.name, one.input)) for one in found]
 
 
 async def pause_schedule(database: Database, name: str) -> Schedule:
@@ -228,9 +235,9 @@ async def tick(unit: AsyncSession, schedule: Schedule, header: FleetHeader, *, n
     if (await unit.execute(moved)).first() is None:
         return None
     row = insert(tasks).values(
-        id=task_id, tenant=header.tenant, agent=schedule.agent, session_id=header.session, input=schedule.input,
-        max_attempts=header.max_attempts, deadline_at=header.deadline_at, priority=header.priority,
-        dispatch_at=func.now(),
+        id=task_id, tenant=header.tenant, agent=schedule.agent, session_id=header.session,
+        input=tick_input(schedule.name, at, schedule.input), max_attempts=header.max_attempts,
+        deadline_at=header.deadline_at, priority=header.priority, dispatch_at=func.now(),
     )  # fmt: skip
     made = await unit.execute(row.on_conflict_do_nothing().returning(tasks.c.id))
     is_new = made.first() is not None

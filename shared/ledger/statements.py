@@ -2,7 +2,7 @@
 
 Each part reads its rows from one JSON parameter and returns the keys that it wrote; a key that does not come back was
 fenced off (or, for a claim, is somebody else's). All parts are idempotent: after a lost connection the batch is sent
-again. Data-modifying parts see one snapshot, so two writes to one row never share a batch.
+again, marked as such (`again`). Data-modifying parts see one snapshot, so two writes to one row never share a batch.
 """
 
 from typing import Literal
@@ -24,6 +24,16 @@ CAPPED = """EXISTS (SELECT FROM limits l WHERE (l.scope = 'tenant' AND l.name = 
                 OR (l.scope = 'agent' AND l.name IN (x.agent, x.root_agent)))"""
 """Whether a limit holds for the task: then only the keeper, who counts, lets it be claimed."""
 LATER = "coalesce(x.available_at > now(), false)"
+SAME = "(s.epoch = excluded.epoch AND s.state = excluded.state)"
+"""The very intent that is on disk: its answer was lost, and it is sent again. A run begins no step twice: before it
+tries one anew, it writes how the last try ended."""
+NO_CHILD_RUNS = """EXISTS (
+        SELECT FROM json_array_elements(coalesce(t.waiting_for -> 'groups', json_build_array(t.waiting_for -> 'ids'))) g
+        WHERE NOT EXISTS (
+            SELECT FROM tasks c WHERE c.state IN ('queued', 'running', 'waiting', 'parked')
+              AND c.id IN (SELECT CAST(i AS uuid) FROM json_array_elements_text(g) i)))"""
+"""Whether all children have ended for whom one branch of a waiting task `t` waits. By their ids alone: a fork waits for
+children whose parent is the original."""
 
 PARTS: dict[Kind, str] = {
     "accept": f"""
@@ -53,7 +63,7 @@ PARTS: dict[Kind, str] = {
         WHERE (t.state = 'queued' AND (t.published_at IS NOT NULL OR excluded.state = 'running'))
            OR (t.state = 'running' AND t.worker_id = %(worker)s)
         RETURNING id, NULL::text AS name, 0 AS ordinal, epoch, attempt, state""",
-    "intent": """
+    "intent": f"""
         INSERT INTO steps AS s (task_id, name, ordinal, kind, fingerprint, epoch, state, until)
         SELECT x.task_id, x.name, x.ordinal, x.kind, x.fingerprint, x.epoch,
                CASE WHEN coalesce(x.waits, false) THEN 'waiting' ELSE 'intent' END,
@@ -62,12 +72,13 @@ PARTS: dict[Kind, str] = {
              fingerprint text, epoch int, waits bool, wait_s float8)
         JOIN tasks t ON t.id = x.task_id AND t.epoch = x.epoch AND t.state = 'running'
         ON CONFLICT (task_id, name, ordinal) DO UPDATE
-        SET executions = s.executions + (excluded.state = 'intent')::int,
+        SET executions = s.executions + (excluded.state = 'intent' AND NOT {SAME})::int,
             in_doubt = s.in_doubt + (s.state = 'intent' AND s.epoch <> excluded.epoch)::int,
             repeats = s.repeats + (s.state = 'done' AND s.epoch <> excluded.epoch
                                    AND s.fingerprint = excluded.fingerprint)::int,
             epoch = excluded.epoch, state = excluded.state, fingerprint = excluded.fingerprint,
-            until = excluded.until, started_at = now(), finished_at = NULL
+            until = CASE WHEN {SAME} THEN s.until ELSE excluded.until END,
+            started_at = CASE WHEN {SAME} THEN s.started_at ELSE now() END, finished_at = NULL
         RETURNING task_id AS id, name, ordinal, epoch, 0 AS attempt, state""",
     "blob": """
         INSERT INTO blobs AS b (task_id, name, ordinal, data)
@@ -108,14 +119,11 @@ PARTS: dict[Kind, str] = {
              wait_s float8, waiting_for json, error json, report json)
         WHERE t.id = x.id AND t.epoch = x.epoch AND t.state = 'running'
         RETURNING t.id, NULL::text AS name, 0 AS ordinal, x.epoch, 0 AS attempt, t.state""",
-    "wake": """
+    "wake": f"""
         UPDATE tasks t
         SET wakes = t.wakes + 1, published_at = NULL, dispatch_at = now(),
-            state = CASE WHEN t.state = 'waiting' AND t.waiting_for -> 'ids' IS NOT NULL AND NOT EXISTS (
-                        SELECT FROM tasks c
-                        WHERE c.state IN ('queued', 'running', 'waiting', 'parked')
-                          AND c.id IN (SELECT i::uuid FROM json_array_elements_text(t.waiting_for -> 'ids') i)
-                    ) THEN 'queued' ELSE t.state END
+            state = CASE WHEN t.state = 'waiting' AND t.waiting_for -> 'ids' IS NOT NULL AND {NO_CHILD_RUNS}
+                    THEN 'queued' ELSE t.state END
         FROM fence, json_to_recordset(%(wake)s::json) AS x(id uuid)
         WHERE t.id = x.id AND t.state IN ('running', 'waiting')
         RETURNING t.id, NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt, t.state""",
@@ -136,11 +144,20 @@ def batch_statement(kinds: tuple[Kind, ...], *, fenced: bool) -> str:
     nothing = "NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt"
     reads = [f"SELECT 'fence' AS kind, id, {nothing}, NULL::text AS state FROM fence"] if fenced else []
     reads += [f"SELECT '{kind}' AS kind, id, name, ordinal, epoch, attempt, state FROM done_{kind}" for kind in kinds]
+    if "suspend" in kinds:
+        reads.append(f"SELECT 'suspend' AS kind, id, {nothing.replace('0 AS epoch', 'epoch')}, state FROM ({DONE}) d")
     if "accept" in kinds:
         reads.append(f"SELECT 'crowd' AS kind, NULL::uuid AS id, {nothing}, x.tenant FROM ({CROWD}) x")
     return f"WITH {', '.join(parts)} {' UNION ALL '.join(reads)}"
 
 
+DONE = """
+    SELECT t.id, x.epoch, CASE WHEN t.epoch = x.epoch + 1 THEN t.state ELSE 'queued' END AS state
+    FROM fence, json_to_recordset(%(suspend)s::json) AS x(id uuid, epoch int) JOIN tasks t ON t.id = x.id
+    WHERE %(again)s::bool AND t.epoch > x.epoch AND NOT (t.epoch = x.epoch + 1 AND t.state = 'failed')
+"""
+"""Runs of a batch that is sent again and that were put down the first time: a living worker's run loses its epoch by
+that alone, or by its deadline. Who has gone on since was queued."""
 CROWD = """
     SELECT d.tenant FROM (SELECT DISTINCT tenant FROM json_to_recordset(%(accept)s::json) AS x(tenant text)) d
     WHERE EXISTS (SELECT FROM tasks q WHERE q.tenant = d.tenant AND q.state = 'queued' AND q.published_at IS NULL

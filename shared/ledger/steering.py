@@ -18,6 +18,7 @@ from shared.contracts import TaskMessage
 from shared.db.database import Database
 from shared.errors import BadInput, StepChanged, TaskCancelled, UnknownTask, WrongState
 from shared.ledger.rows import message_of
+from shared.ledger.statements import NO_CHILD_RUNS
 
 ACTIVE = "('queued', 'running', 'waiting', 'parked')"
 IS_CAPPED = """EXISTS (SELECT FROM limits l WHERE (l.scope = 'tenant' AND l.name = t.tenant)
@@ -47,10 +48,6 @@ CANCEL = f"""
         published_at = CASE WHEN t.state = 'running' THEN t.published_at END, wake_at = NULL, waiting_for = NULL
     WHERE t.id = ANY(:ids) AND t.state IN {ACTIVE}
     RETURNING t.id, t.parent_id, t.state"""
-HAS_CHILDREN_LEFT = f"""EXISTS (
-    SELECT FROM tasks c WHERE c.state IN {ACTIVE}
-    AND c.id IN (SELECT CAST(i AS uuid) FROM json_array_elements_text(t.waiting_for -> 'ids') i))"""
-"""By their ids alone: a fork waits for children whose parent is the original."""
 
 
 def _wake(goes_on: str, where: str) -> str:
@@ -70,7 +67,7 @@ SIGNAL = f"""
     WITH woken AS ({_wake(ON_SIGNAL, f"t.id = :id AND t.state IN {ACTIVE}")}),
          kept AS (INSERT INTO signals (task_id, name, payload) SELECT id, :name, CAST(:payload AS json) FROM woken)
     SELECT * FROM woken"""
-ON_CHILDREN = f"t.state = 'waiting' AND t.waiting_for -> 'ids' IS NOT NULL AND NOT {HAS_CHILDREN_LEFT}"
+ON_CHILDREN = f"t.state = 'waiting' AND t.waiting_for -> 'ids' IS NOT NULL AND {NO_CHILD_RUNS}"
 WAKE = _wake(ON_CHILDREN, "t.id = ANY(:ids) AND t.state IN ('running', 'waiting')")
 RESUME = f"""
     UPDATE tasks t SET state = 'queued', error = NULL, published_at = {PUBLISHED_AT}, dispatch_at = {DISPATCH_AT}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 NEVER_SEEN = 2**31 - 1
@@ -17,7 +18,7 @@ class Suspension:
         kind: `sleep`, `retry`, `signal`, `children`, or `several` of them at once.
         wait_s: Seconds until it goes on whatever happens; None: only what it waits for wakes it.
         signals: Names of signals that wake it.
-        children: Ids of children that must all have ended to wake it.
+        children: Ids of children that must all have ended to wake it: for each branch that gathers some.
         seen_wakes: The task's count of wakes when it was last checked: more by now means that it goes on at once.
         error: Why it is parked.
     """
@@ -26,7 +27,7 @@ class Suspension:
     kind: str = ""
     wait_s: float | None = None
     signals: tuple[str, ...] = ()
-    children: tuple[str, ...] = ()
+    children: tuple[tuple[str, ...], ...] = ()
     seen_wakes: int = NEVER_SEEN
     error: dict[str, Any] | None = None
 
@@ -40,7 +41,8 @@ class Suspension:
         waiting_for: dict[str, Any] | None = None
         if self.state == "waiting":
             waiting_for = {"kind": self.kind, **({"signals": self.signals} if self.signals else {})}
-            waiting_for |= {"ids": self.children} if self.children else {}
+            waiting_for |= {"ids": _union(*self.children)} if self.children else {}
+            waiting_for |= {"groups": self.children} if len(self.children) > 1 else {}
         return {
             "state": self.state, "wait_s": self.wait_s, "waiting_for": waiting_for, "seen_wakes": self.seen_wakes,
             "error": self.error,
@@ -56,13 +58,13 @@ def merged(first: Suspension, second: Suspension) -> Suspension:
         kind="several",
         wait_s=min(waits, default=None),
         signals=_union(first.signals, second.signals),
-        children=_union(first.children, second.children),
+        children=tuple(dict.fromkeys((*first.children, *second.children))),
         seen_wakes=min(first.seen_wakes, second.seen_wakes),
     )
 
 
-def _union(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*first, *second)))
+def _union(*some: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(chain(*some)))
 
 
 class Suspended(BaseException):

@@ -25,12 +25,14 @@ from uuid import UUID
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from shared.errors import BadInput, Misconfigured, SealBroken, SealKeyUnknown
+from shared.errors import BadInput, SealBroken, SealKeyUnknown
 from shared.ledger.vault_knobs import KEY_BYTES, MasterKey, is_key_id
 
 SEALED: Final = "$sealed"
 VERSION = 1
 INPUT, OUTPUT = "input", "output"
+NO_TASK: Final = UUID(int=0)
+"""Whose values those are that belong to no single task: their role says where they belong."""
 _FIELDS = {"v", "kid", "key", "data"}
 _NONCE, _TAG, _SALT = 12, 16, 16
 _WRAP = _SALT + _NONCE + KEY_BYTES + _TAG
@@ -49,6 +51,11 @@ def blob_role(name: str, ordinal: int) -> str:
 def signal_role(name: str) -> str:
     """The role of a signal's payload."""
     return f"signal:{name}"
+
+
+def schedule_role(name: str) -> str:
+    """The role of a schedule's input, of `NO_TASK`: its ticks share it."""
+    return f"schedule:{name}"
 
 
 def is_sealed(value: Any) -> bool:
@@ -91,8 +98,8 @@ class Vault:
     def open(self, value: Any, *, task_id: UUID, role: str) -> Any:
         """What was sealed for this task and role; a value that is not sealed comes back as it is.
 
-        Raises: SealKeyUnknown when its key is not among the keys; SealBroken when it was altered, or sealed for
-            another task or role; Misconfigured when a newer release sealed it.
+        Raises: SealKeyUnknown when its key is not among the keys, or a newer release sealed it; SealBroken when it was
+            altered, or sealed for another task or role.
         """
         if not is_sealed(value):
             return value
@@ -102,8 +109,9 @@ class Vault:
         try:
             text = AESGCM(data_key).decrypt(data[:_NONCE], data[_NONCE:], _place(task_id, role))
         except (InvalidTag, ValueError):
+            whose = "" if task_id == NO_TASK else f" of task {task_id}"
             raise SealBroken(
-                f"the sealed {role} of task {task_id} does not open: it was altered, or sealed for another row",
+                f"the sealed {role}{whose} does not open: it was altered, or sealed for another row",
                 task_id=str(task_id), role=role,
             ) from None  # fmt: skip
         return json.loads(text.decode(errors="surrogatepass"))
@@ -113,7 +121,7 @@ class Vault:
 
         The sealed data stays as it is, letter for letter.
 
-        Raises: SealKeyUnknown, SealBroken and Misconfigured as `open`; a swap between rows only `open` can see.
+        Raises: SealKeyUnknown and SealBroken as `open`; a swap between rows only `open` can see.
         """
         if not is_sealed(value):
             return value
@@ -167,7 +175,7 @@ def _envelope(key_id: str, wrapped: str, data: str) -> dict[str, Any]:
 def _checked(envelope: Any) -> Mapping[str, Any]:
     version = envelope.get("v") if isinstance(envelope, Mapping) else None
     if type(version) is int and version > VERSION:
-        raise Misconfigured(f"a value is sealed in form {version}, and this release reads {VERSION}: update it")
+        raise SealKeyUnknown(f"a value is sealed in form {version}, and this release reads {VERSION}: update it")
     has_shape = (
         isinstance(envelope, Mapping)
         and envelope.keys() == _FIELDS

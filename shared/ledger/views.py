@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from shared.db.database import Database
 from shared.db.tables import dead_letters, steps, tasks
-from shared.errors import DatabaseUnavailable, ResultPending, SealKeyUnknown, UnknownTask
+from shared.errors import DatabaseUnavailable, ResultPending, SealBroken, SealKeyUnknown, UnknownTask
 from shared.ledger.rows import FINISHED, ChildView, StepView, TaskView
 from shared.ledger.vault import NO_VAULT, OUTPUT, Vault
 
@@ -35,9 +35,9 @@ async def task_of(database: Database, task_id: UUID, *, vault: Vault = NO_VAULT)
     """A task with its steps and its children, each in the order in which they began.
 
     Args:
-        vault: Opens its output; one that is sealed under a key that is not here is shown as it is.
+        vault: Opens its output; one that it cannot open is shown as it is.
 
-    Raises: UnknownTask; SealBroken.
+    Raises: UnknownTask.
     """
     async with database.unit(mode="ro") as unit:
         row = (await unit.execute(select(*_COLUMNS).where(tasks.c.id == task_id))).one_or_none()
@@ -103,8 +103,9 @@ async def counts(database: Database) -> dict[str, int]:
 
 
 def _opened(view: TaskView, vault: Vault) -> TaskView:
+    """A look must not fail for a key that is not here, or one bad row: `FleetClient.result` says what is wrong."""
     try:
         output: Any = vault.open(view.output, task_id=view.id, role=OUTPUT)
-    except SealKeyUnknown:
+    except (SealKeyUnknown, SealBroken):
         return view
     return view if output is view.output else replace(view, output=output)

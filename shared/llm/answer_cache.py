@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.clock import Clock, SystemClock
-from shared.errors import SessionUnavailable
+from shared.errors import SealBroken, SealKeyUnknown, SessionUnavailable
 from shared.llm.answer_key import tenant_mark
 from shared.llm.messages import ChatReply, Usage
 from shared.telemetry import llm_metrics as metrics
@@ -26,6 +26,8 @@ log = structlog.get_logger()
 JITTER = 0.1
 """Part of an answer's life that chance takes away, so that answers kept together do not all go together."""
 
+SECRET_S = 60.0
+"""Seconds for which a shared secret is good: a Redis that lost it is given it back, and all agree on it again."""
 QUIET_S = 60.0
 """Seconds between two log lines about a Redis that is away."""
 
@@ -75,11 +77,11 @@ class Kept:
 class AnswerCache(Protocol):
     """Where answers are kept. Unavailable is the same as empty: nobody waits for a cache, nobody fails for it."""
 
-    async def secret(self) -> bytes | None:
-        """The fleet's secret for keys; None while nobody knows it."""
+    async def secret(self, *, is_last: bool = False) -> bytes | None:
+        """The fleet's secret for keys; None while nobody knows it. `is_last` as for `find`."""
 
-    async def find(self, tenant: str, key: str, *, max_age_s: float) -> Kept | None:
-        """The answer under a key, unless it is older."""
+    async def find(self, tenant: str, key: str, *, max_age_s: float, is_last: bool = False) -> Kept | None:
+        """The answer under a key, unless it is older. `is_last`: no better one will come, so it is worth a wait."""
 
     async def keep(self, tenant: str, key: str, answer: Kept) -> None:
         """Keep an answer for as long as it may be given again."""
@@ -88,52 +90,73 @@ class AnswerCache(Protocol):
         """Forget all of a tenant's answers; returns how many. Raises: SessionUnavailable."""
 
 
+class Seal(Protocol):
+    """Keeps answers from those who can read Redis."""
+
+    def seal(self, text: str, *, tenant: str, place: str) -> str:
+        """A text as it may be kept."""
+
+    def open(self, text: str, *, tenant: str, place: str) -> str:
+        """A text as it was. Raises: SealKeyUnknown; SealBroken."""
+
+
 class RedisAnswers:
-    """`AnswerCache` on a client that somebody else opens and closes; the client returns bytes (the default)."""
+    """`AnswerCache` on a client that somebody else opens and closes; the client returns bytes (the default).
+
+    Args:
+        seal: Seals what is kept; None: it is kept in clear text. What it cannot open is no answer.
+    """
 
     def __init__(
         self, redis: Redis, *, stale_s: float = 86_400.0, max_answers: int = 10_000, secret: bytes | None = None,
-        timeout_s: float = 0.25, rest_s: float = 1.0, prefix: str = "fleet:llm:answers", clock: Clock | None = None,
+        timeout_s: float = 0.25, last_timeout_s: float = 1.0, rest_s: float = 1.0, prefix: str = "fleet:llm:answers",
+        clock: Clock | None = None, seal: Seal | None = None,
     ) -> None:  # fmt: skip
         self._redis = redis
+        self._seal = seal
         self._stale_s = stale_s
         self._max_answers = max_answers
         self._secret = secret
+        self._secret_until = float("-inf") if secret is None else float("inf")
         self._timeout_s = timeout_s
+        self._last_timeout_s = last_timeout_s
         self._rest_s = rest_s
         self._prefix = prefix
         self._clock = clock or SystemClock()
-        self._rests_until = float("-inf")
+        self._rests_until = {False: float("-inf"), True: float("-inf")}
         self._quiet_until = float("-inf")
         room = files("shared.llm")
         self._keep = redis.register_script((room / "keep.lua").read_text("utf-8"))
         self._erase = redis.register_script((room / "erase.lua").read_text("utf-8"))
 
-    async def secret(self) -> bytes | None:
+    async def secret(self, *, is_last: bool = False) -> bytes | None:
         """The configured one, or one that the first worker made up and left in Redis for all."""
-        if self._secret is None:
-            self._secret = await self._quietly(self._shared_secret)
+        if self._clock.monotonic() >= self._secret_until:
+            found = await self._quietly(self._shared_secret, is_last=is_last)
+            if found is not None:
+                self._secret, self._secret_until = found, self._clock.monotonic() + SECRET_S
         return self._secret
 
-    async def find(self, tenant: str, key: str, *, max_age_s: float) -> Kept | None:
+    async def find(self, tenant: str, key: str, *, max_age_s: float, is_last: bool = False) -> Kept | None:
         """One GET. See `AnswerCache.find`."""
 
         async def get() -> Kept | None:
             found = cast(bytes | None, await self._redis.get(self._answer(tenant) + key))
-            return None if found is None else _kept(found)
+            return None if found is None else _kept(self._opened(found, tenant, key))
 
-        kept = await self._quietly(get)
+        kept = await self._quietly(get, is_last=is_last)
         return kept if kept is not None and kept.age_s(self._clock.now()) <= max_age_s else None
 
     async def keep(self, tenant: str, key: str, answer: Kept) -> None:
         """One script. See `AnswerCache.keep`."""
         life_s = max(1, round(self._stale_s * (1 - JITTER * random.random())))
-        prefix = self._answer(tenant)
+        prefix, text = self._answer(tenant), json.dumps(asdict(answer))
+        kept = text if self._seal is None else self._seal.seal(text, tenant=tenant, place=key)
 
         async def put() -> None:
             await self._keep(
                 keys=[prefix + key, prefix + "index"],
-                args=[json.dumps(asdict(answer)), life_s, self._max_answers, prefix, key],
+                args=[kept, life_s, self._max_answers, prefix, key],
             )
             metrics.CACHE.labels("kept").inc()
 
@@ -142,27 +165,38 @@ class RedisAnswers:
     async def erase(self, tenant: str) -> int:
         """One script. See `AnswerCache.erase`."""
         prefix = self._answer(tenant)
-        async with self._available():
+        async with self._available(self._timeout_s):
             return cast(int, await self._erase(keys=[prefix + "index"], args=[prefix]))
+
+    def _opened(self, found: bytes, tenant: str, key: str) -> bytes | str:
+        if self._seal is None:
+            return found
+        try:
+            return self._seal.open(found.decode(errors="replace"), tenant=tenant, place=key)
+        except (SealKeyUnknown, SealBroken):
+            return b""
 
     def _answer(self, tenant: str) -> str:
         return f"{self._prefix}:{{{tenant_mark(tenant)}}}:"
 
     async def _shared_secret(self) -> bytes:
         name = f"{self._prefix}:secret"
-        await self._redis.set(name, secrets.token_hex(32), nx=True)
+        await self._redis.set(name, self._secret or secrets.token_hex(32), nx=True)
         return cast(bytes, await self._redis.get(name))
 
-    async def _quietly(self, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """Ask unless Redis failed just now; a failure is None, and one log line a minute."""
-        if self._clock.monotonic() < self._rests_until:
+    async def _quietly(self, ask: Callable[[], Awaitable[Any]], *, is_last: bool = False) -> Any:
+        """Ask unless Redis failed just now; a failure is None, and one log line a minute.
+
+        A call that was worth but a short wait says nothing to those that are worth a longer one.
+        """
+        if self._clock.monotonic() < self._rests_until[is_last]:
             return None
         try:
-            async with self._available():
+            async with self._available(self._last_timeout_s if is_last else self._timeout_s):
                 return await ask()
         except SessionUnavailable as error:
             now = self._clock.monotonic()
-            self._rests_until = now + self._rest_s
+            self._rests_until |= dict.fromkeys({False, is_last}, now + self._rest_s)
             metrics.CACHE.labels("unavailable").inc()
             if now >= self._quiet_until:
                 self._quiet_until = now + QUIET_S
@@ -170,12 +204,12 @@ class RedisAnswers:
             return None
 
     @asynccontextmanager
-    async def _available(self) -> AsyncIterator[None]:
+    async def _available(self, within_s: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(within_s):
                 yield
         except TimeoutError as error:
-            raise SessionUnavailable(f"Redis did not answer within {self._timeout_s:g} s") from error
+            raise SessionUnavailable(f"Redis did not answer within {within_s:g} s") from error
         except (RedisError, OSError) as error:
             raise SessionUnavailable(f"Redis does not answer: {type(error).__name__}: {error}") from error
 
@@ -183,11 +217,11 @@ class RedisAnswers:
 class NoAnswers:
     """`AnswerCache` that keeps nothing."""
 
-    async def secret(self) -> bytes | None:
+    async def secret(self, *, is_last: bool = False) -> bytes | None:
         """None: there are no keys."""
         return None
 
-    async def find(self, tenant: str, key: str, *, max_age_s: float) -> Kept | None:
+    async def find(self, tenant: str, key: str, *, max_age_s: float, is_last: bool = False) -> Kept | None:
         """Nothing."""
         return None
 
@@ -199,7 +233,7 @@ class NoAnswers:
         return 0
 
 
-def _kept(found: bytes) -> Kept | None:
+def _kept(found: bytes | str) -> Kept | None:
     """What this version can read; anything else is no answer."""
     try:
         data = json.loads(found)

@@ -6,6 +6,14 @@ from datetime import datetime
 from shared.resilience.spending import Budget
 
 
+@dataclass(frozen=True, slots=True)
+class Forebear:
+    """A run that started this one, or one that started that."""
+
+    agent: str
+    run: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallContext:
     """What guards must know beside the question."""
@@ -18,8 +26,10 @@ class CallContext:
     """After this nobody waits for an answer, not even for a static one."""
     must_act: bool | None = None
     """Whether words alone are no answer; None: as the agent's policy says."""
+    forebears: tuple[Forebear, ...] = ()
+    """The runs above this one, whose own budgets it draws on as well."""
     inherited: tuple[Budget, ...] = ()
-    """Budgets of the runs that started this one: it draws on them as well."""
+    """Further budgets that it draws on."""
     scope: str = ""
     """Rights under which answers are made: a hash of roles, for example. They are kept apart by it."""
     user: str = ""

@@ -1,11 +1,13 @@
 """From the text of the LLM plane's file to a checked configuration; every refusal names file, line and key."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr, ValidationError
 from pydantic_core import ErrorDetails
@@ -67,11 +69,13 @@ def read_text(text: str, *, source: str, environment: Mapping[str, str]) -> Conf
 
 def one_endpoint(knobs: LLMKnobs) -> Configured:
     """The configuration of a fleet that names one endpoint in FLEET_LLM_BASE_URL, and no file."""
+    host = urlsplit(knobs.base_url).netloc.rpartition("@")[2]  # without credentials
+    endpoint, model = _name(host), _name(knobs.model)
     config = LLMConfig.model_validate(
         {
             "version": 1,
             "endpoints": {
-                "endpoint": {
+                endpoint: {
                     "base_url": knobs.base_url,
                     "proxy_url": knobs.proxy_url,
                     "max_connections": knobs.max_connections,
@@ -91,13 +95,18 @@ def one_endpoint(knobs: LLMKnobs) -> Configured:
                     },
                 }
             },
-            "models": {"model": {"endpoint": "endpoint", "name": knobs.model, "max_tokens": knobs.max_tokens}},
-            "chains": {"default": ["model"]},
+            "models": {model: {"endpoint": endpoint, "name": knobs.model, "max_tokens": knobs.max_tokens}},
+            "chains": {"default": [model]},
             "unlisted_models": True,
             "agents": {"chat": {"cache": "degraded"}},
         }
     )
-    return Configured(config, {"endpoint": knobs.api_key}, None, ())
+    return Configured(config, {endpoint: knobs.api_key}, None, ())
+
+
+def _name(text: str) -> str:
+    """A host or a provider's name for a model as the file could spell it."""
+    return re.sub(r"^[^A-Za-z0-9]+", "", re.sub(r"[^A-Za-z0-9._/-]", "-", text))[:64] or "unnamed"
 
 
 def shared_fates(config: LLMConfig) -> Iterator[str]:

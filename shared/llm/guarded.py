@@ -13,7 +13,7 @@ from shared.llm.call_context import CallContext
 from shared.llm.messages import ChatReply, ChatRequest
 from shared.llm.plane import LLMPlane
 from shared.llm.port import Adapter
-from shared.llm.rules import purses
+from shared.llm.rules import purses, run_purse
 from shared.llm.walk import Walk
 from shared.resilience.deadline import within
 from shared.resilience.spending import Budget
@@ -39,8 +39,19 @@ class GuardedChat:
         self._plane = plane
         self._context = context
         own = purses(plane.config, tenant=context.tenant, agent=context.agent, run=context.run)
-        self.budgets: tuple[Budget, ...] = (*own, *context.inherited)
-        """What calls draw on; a run that this one starts inherits those of level `run`."""
+        above = (purse for one in context.forebears for purse in run_purse(plane.config, agent=one.agent, run=one.run))
+        self.budgets: tuple[Budget, ...] = (*own, *above, *context.inherited)
+        """What calls draw on."""
+
+    @property
+    def must_act(self) -> bool:
+        """Whether words alone are no answer to this run's task."""
+        asked = self._context.must_act
+        return self._plane.config.policy(self._context.agent).must_act if asked is None else asked
+
+    def sorry(self, reason: str) -> str:
+        """What is said for a task that had to act, could not, and has changed nothing."""
+        return self._plane.config.ladder.could_not_act.replace("{reason}", reason)
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """Ask, and say at which level of the ladder the answer was given and why.

@@ -31,17 +31,17 @@ class KeptAnswers:
 
     async def stale(self) -> Kept | None:
         """An answer to give when no model is up."""
-        return await self._find(max_age_s=self._plane.config.cache.stale_s)
+        return await self._find(max_age_s=self._plane.config.cache.stale_s, is_last=True)
 
     def keep(self, reply: ChatReply) -> None:
         """Keep an answer if it is worth it; nobody waits for that."""
         if self._may_keep and is_worth_keeping(reply):
             self._plane.aside(self._keep(reply))
 
-    async def _find(self, *, max_age_s: float) -> Kept | None:
-        if not self._may_keep or (key := await self._key()) is None:
+    async def _find(self, *, max_age_s: float, is_last: bool = False) -> Kept | None:
+        if not self._may_keep or (key := await self._key(is_last=is_last)) is None:
             return None
-        kept = await self._plane.cache.find(self._context.tenant, key, max_age_s=max_age_s)
+        kept = await self._plane.cache.find(self._context.tenant, key, max_age_s=max_age_s, is_last=is_last)
         metrics.of(metrics.CACHE, "miss" if kept is None else "hit").inc()
         if kept is not None:
             metrics.CACHED_AGE_SECONDS.observe(kept.age_s(self._plane.clock.now()))
@@ -52,8 +52,8 @@ class KeptAnswers:
         if key is not None:
             await self._plane.cache.keep(self._context.tenant, key, Kept.of(reply, now=self._plane.clock.now()))
 
-    async def _key(self) -> str | None:
-        secret = await self._plane.cache.secret()
+    async def _key(self, *, is_last: bool = False) -> str | None:
+        secret = await self._plane.cache.secret(is_last=is_last)
         if secret is None:
             return None
         context = self._context

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from shared.clock import Clock, SystemClock
 from shared.errors import BadInput
 from shared.llm.adapters import open_adapter
-from shared.llm.answer_cache import AnswerCache, NoAnswers, RedisAnswers
+from shared.llm.answer_cache import AnswerCache, NoAnswers, RedisAnswers, Seal
 from shared.llm.config import Endpoint, LLMConfig, Model
 from shared.llm.config_file import Configured
 from shared.llm.day_book import DayBook
@@ -37,6 +37,8 @@ LATENCY_WEIGHT = 0.1
 """Of the newest call in the running average of a model's latency."""
 FIRST_GUESS_S = 1.0
 PUBLISH_WITHIN_S = 0.5
+PUBLISH_EVERY_S = 5.0
+"""Seconds between two words to operators: what a worker spent since is lost to the day's book if it is killed."""
 
 SEEN: ContextVar[list[LimitsSeen] | None] = ContextVar("limits_seen", default=None)
 """Where the adapter leaves what the provider said about its limits, for the call under way."""
@@ -172,13 +174,20 @@ class LLMPlane:
         await asyncio.gather(*self._chores, return_exceptions=True)
 
     async def publish(self, redis: Redis) -> None:
-        """Tell operators: gauges of every model, spending, and the configuration. For a chore, every few seconds."""
+        """Tell operators: gauges of every model, spending, and the configuration."""
         for key, _ in self.keys():
             show(await self.gate.stats(key))
         if await self.book.flush(redis):
             with suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(PUBLISH_WITHIN_S):
                     await announce(redis, self.config)
+
+    async def keep_publishing(self, redis: Redis) -> None:
+        """Tell operators, for as long as the process lives; and know the cache's secret before it is needed."""
+        while True:
+            await self.cache.secret()
+            await self.publish(redis)
+            await asyncio.sleep(PUBLISH_EVERY_S)
 
     async def aclose(self) -> None:
         """Close every adapter; calls in flight fail. The gate's store and the cache's client are their openers'."""
@@ -214,19 +223,20 @@ def open_adapters(configured: Configured) -> dict[str, Adapter]:
     }
 
 
-def open_plane(configured: Configured, *, store: GateStore, redis: Redis) -> LLMPlane:
+def open_plane(configured: Configured, *, store: GateStore, redis: Redis, seal: Seal | None = None) -> LLMPlane:
     """The plane of a process; the caller closes it, and then the store and the client.
 
     Args:
         store: Where breakers, limits and budgets are.
         redis: Where answers are kept; returns bytes (the default).
+        seal: Seals them.
 
     Raises: Misconfigured when a dialect's SDK is not installed.
     """
     config, secret = configured.config, configured.cache_secret
     cache = RedisAnswers(
         redis, stale_s=config.cache.stale_s, max_answers=config.cache.max_answers,
-        secret=None if secret is None else secret.get_secret_value().encode(),
+        secret=None if secret is None else secret.get_secret_value().encode(), seal=seal,
     )  # fmt: skip
     gate = Gate(store, key_rules(config))
     return LLMPlane(configured, gate=gate, adapters=open_adapters(configured), cache=cache)

@@ -20,15 +20,16 @@ def prompt_tokens(request: ChatRequest) -> int:
 
     English is about that; Chinese takes 0.6 to 1.0 tokens a character, so the estimate is on the safe side.
     """
-    tools = sum(_text_tokens(f"{tool.name} {tool.description} {dict(tool.parameters)}") for tool in request.tools)
+    tools = sum(text_tokens(f"{tool.name} {tool.description} {dict(tool.parameters)}") for tool in request.tools)
     return tools + sum(MESSAGE_TOKENS + _message_tokens(message) for message in request.messages)
 
 
 def _message_tokens(message: Message) -> int:
-    return _text_tokens(message.content) + sum(_text_tokens(call.name + call.arguments) for call in message.tool_calls)
+    return text_tokens(message.content) + sum(text_tokens(call.name + call.arguments) for call in message.tool_calls)
 
 
-def _text_tokens(text: str) -> int:
+def text_tokens(text: str) -> int:
+    """The same for a text."""
     if text.isascii():
         return -(-len(text) // ASCII_CHARACTERS_PER_TOKEN)
     plain = sum(character < "\x80" for character in text)

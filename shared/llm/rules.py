@@ -85,10 +85,21 @@ def purses(config: LLMConfig, *, tenant: str, agent: str, run: str | None) -> It
     theirs = config.tenants.get(tenant)
     of_tenant = theirs.budget if theirs is not None and theirs.budget is not None else bounds.tenant
     if run is not None:
-        yield from _purse("run", run, policy.run_budget or bounds.run, period_s=None)
+        yield from run_purse(config, agent=agent, run=run)
     yield from _purse("agent", agent, policy.budget or bounds.agent, period_s=DAY_S)
     yield from _purse("tenant", tenant, of_tenant, period_s=MONTH_S)
     yield from _purse("day", tenant, bounds.day, period_s=DAY_S)
+
+
+def run_purse(config: LLMConfig, *, agent: str, run: str) -> Iterator[Purse]:
+    """The budget of one run, which the runs that it starts draw on as well; none if it is unbounded."""
+    yield from _purse("run", run, config.policy(agent).run_budget or config.budgets.run, period_s=None)
+
+
+def bounds_runs(config: LLMConfig) -> bool:
+    """Whether the runs of any agent have a budget."""
+    own = [policy.run_budget for policy in config.agents.values() if policy.run_budget is not None]
+    return any(budget.is_bounded for budget in (config.budgets.run, *own))
 
 
 def _purse(level: str, name: str, budget: Budget, *, period_s: float | None) -> Iterator[Purse]:

@@ -8,5 +8,6 @@ What it never does: keep a conversation in the process, read another tenant's se
 in the task's journal), or promise that Redis is right for longer than its time to live. The cache may miss a message
 only when a worker dies between the two writes and its task never runs again, or when Redis itself loses a write in a
 failover; the time to live counts from the fill, not from the last message, so that both heal within it.
+Where keys are set, truth and cache hold sealed text: what seals is handed in, and only `SessionMemory` opens.
 Who may enter: agents, through `SessionMemory`; only a main builds one.
 """

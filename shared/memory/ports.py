@@ -16,6 +16,23 @@ class StoredMessage:
     message: Message
 
 
+class Seal(Protocol):
+    """Keeps what is said from those who can read the stores."""
+
+    def seal(self, text: str, *, tenant: str, place: str) -> str:
+        """A text as it may be stored; the same text twice is stored differently."""
+
+    def open(self, text: str, *, tenant: str, place: str) -> str:
+        """A text as it was said.
+
+        Raises: SealKeyUnknown; SealBroken.
+        """
+
+
+SEALED_TEXT = '{"$sealed"'
+"""How a sealed text begins: it is kept whole, for a part of it says nothing."""
+
+
 class SessionTruth(Protocol):
     """The lasting record of every session."""
 
@@ -28,7 +45,7 @@ class SessionTruth(Protocol):
         """
 
     async def latest(self, tenant: str, session_id: str, *, limit: int, characters: int) -> tuple[StoredMessage, ...]:
-        """The newest `limit` messages, oldest first, each cut to its first `characters`.
+        """The newest `limit` messages, oldest first, each cut to its first `characters` unless it is sealed.
 
         Raises: DatabaseUnavailable.
         """

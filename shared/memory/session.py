@@ -7,11 +7,11 @@ from uuid import UUID
 import structlog
 
 from shared.clock import Clock, SystemClock
-from shared.errors import SessionUnavailable
+from shared.errors import SealBroken, SealKeyUnknown, SessionUnavailable
 from shared.llm.messages import Message, clean_text
 from shared.memory.context import bounded, session_key
 from shared.memory.knobs import MemoryKnobs
-from shared.memory.ports import SessionCache, SessionTruth, StoredMessage
+from shared.memory.ports import SEALED_TEXT, Seal, SessionCache, SessionTruth, StoredMessage
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +26,9 @@ class SessionMemory:
     A push adds its ids whether or not the entry is complete; a fill adds what the truth had and then declares the
     entry complete. A message committed before the fill read the truth is in the fill; one committed later is pushed
     after its commit. The union of both is whole, in whatever order they arrive.
+
+    Args:
+        seal: Seals what goes into truth and cache, and opens it for a context; None: both keep it in clear text.
     """
 
     def __init__(
@@ -35,11 +38,13 @@ class SessionMemory:
         *,
         knobs: MemoryKnobs | None = None,
         clock: Clock | None = None,
+        seal: Seal | None = None,
     ) -> None:
         self._truth = truth
         self._cache = cache
         self._knobs = knobs or MemoryKnobs()
         self._clock = clock or SystemClock()
+        self._seal = seal
         self._resting_until = float("-inf")
         self._logged_at = float("-inf")
         self._suspects: dict[str, int] = {}
@@ -48,23 +53,20 @@ class SessionMemory:
     async def context(self, tenant: str, session_id: str) -> tuple[Message, ...]:
         """The newest messages of a session, oldest first, within the knobs' bounds; empty for a new session.
 
-        Raises: DatabaseUnavailable when the cache cannot answer and PostgreSQL does not either.
+        Raises: DatabaseUnavailable when the cache cannot answer and PostgreSQL does not either; SealKeyUnknown.
         """
         key = session_key(tenant, session_id)
-        stored = await self._read_cache(key)
-        if stored is None:
-            stored = await self._truth.latest(
-                tenant,
-                session_id,
-                limit=self._knobs.context_messages,
-                characters=self._knobs.context_characters,
-            )
-            await self._push_cache(key, stored, is_fill=True)
-        return bounded(
-            [one.message for one in stored],
-            limit=self._knobs.context_messages,
-            characters=self._knobs.context_characters,
+        cached = await self._read_cache(key)
+        if cached is not None:
+            try:
+                return self._shown(cached, tenant, session_id)
+            except (SealKeyUnknown, SealBroken):  # sealed under a key that was given up since: the truth was put right
+                self._suspect(key)
+        stored = await self._truth.latest(
+            tenant, session_id, limit=self._knobs.context_messages, characters=self._knobs.context_characters
         )
+        await self._push_cache(key, stored, is_fill=True)
+        return self._shown(stored, tenant, session_id)
 
     async def append(
         self,
@@ -88,7 +90,7 @@ class SessionMemory:
         Raises: DatabaseUnavailable; then nothing may be assumed, and the same call may be made again.
         """
         numbered = [
-            (first_ordinal + position, Message(message.role, clean_text(message.content)))
+            (first_ordinal + position, Message(message.role, self._sealed(message.content, tenant, session_id)))
             for position, message in enumerate(messages)
             if message.content and message.role != "tool"
         ]
@@ -104,6 +106,17 @@ class SessionMemory:
         except BaseException:
             self._suspect(key)  # cancelled or cut off: the truth may hold what the cache does not
             raise
+
+    def _sealed(self, content: str, tenant: str, session_id: str) -> str:
+        text = clean_text(content)
+        return text if self._seal is None else self._seal.seal(text, tenant=tenant, place=session_id)
+
+    def _shown(self, stored: Sequence[StoredMessage], tenant: str, session_id: str) -> tuple[Message, ...]:
+        by_id = {one.id: one.message for one in stored}  # a re-wrapped message may be cached in both its forms
+        said = list(by_id.values())
+        if self._seal is not None:
+            said = [replace(one, content=self._seal.open(one.content, tenant=tenant, place=session_id)) for one in said]
+        return bounded(said, limit=self._knobs.context_messages, characters=self._knobs.context_characters)
 
     async def _read_cache(self, key: str) -> tuple[StoredMessage, ...] | None:
         if self._clock.monotonic() < self._resting_until:
@@ -127,7 +140,9 @@ class SessionMemory:
             self._rest(error)
 
     def _cut(self, one: StoredMessage) -> StoredMessage:
-        """A context never shows more of one message, so the cache does not hold more."""
+        """A context never shows more of one message, so the cache does not hold more; a sealed one only opens whole."""
+        if one.message.content.startswith(SEALED_TEXT):
+            return one
         content = one.message.content[: self._knobs.context_characters]
         return replace(one, message=replace(one.message, content=content))
 

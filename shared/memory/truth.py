@@ -5,24 +5,27 @@ from contextlib import asynccontextmanager
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.db.database import is_unavailable
+from shared.db.database import Database, is_unavailable
 from shared.db.tables import messages
 from shared.errors import DatabaseUnavailable
 from shared.llm.messages import Message, Role
-from shared.memory.ports import StoredMessage
+from shared.memory.ports import SEALED_TEXT, StoredMessage
 
 
 class PostgresTruth:
-    """`SessionTruth` on an engine that somebody else opens and closes."""
+    """`SessionTruth` on a database, or an engine, that somebody else opens and closes.
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    Reads go to the primary: only there is certainly all that another process has said in this session.
+    """
+
+    def __init__(self, where: Database | AsyncEngine) -> None:
+        self._where = where
 
     async def append(
         self, tenant: str, session_id: str, numbered: Sequence[tuple[int, Message]], *, task_id: UUID | None
@@ -45,30 +48,36 @@ class PostgresTruth:
             .on_conflict_do_nothing(index_elements=["task_id", "ordinal"])
             .returning(messages.c.id, messages.c.role, messages.c.content)
         )
-        async with _available(self._engine) as connection:
+        async with _available(self._where) as connection:
             stored = [_stored(*row) for row in await connection.execute(statement)]
         return tuple(sorted(stored, key=lambda one: one.id))
 
     async def latest(self, tenant: str, session_id: str, *, limit: int, characters: int) -> tuple[StoredMessage, ...]:
         """One index scan. See `SessionTruth.latest`."""
+        is_sealed = func.starts_with(messages.c.content, SEALED_TEXT)
+        shown = case((is_sealed, messages.c.content), else_=func.left(messages.c.content, characters))
         statement = (
-            select(messages.c.id, messages.c.role, func.left(messages.c.content, characters))
+            select(messages.c.id, messages.c.role, shown)
             .where(messages.c.tenant == tenant, messages.c.session_id == session_id)
             .order_by(messages.c.id.desc())
             .limit(limit)
         )
-        async with _available(self._engine) as connection:
+        async with _available(self._where) as connection:
             newest_first = [_stored(*row) for row in await connection.execute(statement)]
         return tuple(reversed(newest_first))
 
 
 @asynccontextmanager
-async def _available(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def _available(where: Database | AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    if isinstance(where, Database):
+        async with where.unit() as unit:
+            yield await unit.connection()
+        return
     try:
-        async with engine.begin() as connection:
+        async with where.begin() as connection:
             yield connection
     except (DBAPIError, PoolTimeout, OSError, TimeoutError) as error:
-        if not (is_unavailable(error) or isinstance(error, PoolTimeout)):
+        if not is_unavailable(error):
             raise
         raise DatabaseUnavailable(f"PostgreSQL does not answer: {type(error).__name__}") from error
 

@@ -1,8 +1,8 @@
 """The fleet's store as long as it answers, this process's own knowledge while it does not.
 
 A breaker that nobody can ask must not stop the calls it guards. While Redis is away the same state machine runs in
-memory, on a share of the limits; one log line a minute says so. A store that failed is left in peace for `rest_s`,
-then one caller tries it while the others go on without.
+memory, on a share of the limits, from what the fleet said last of its sick keys; one log line a minute says so. A store
+that failed is left in peace for `rest_s`, then one caller tries it while the others go on without.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import structlog
 
-from shared.resilience.circuit import Operate
+from shared.resilience.circuit import Mode, Operate
 from shared.resilience.exchange import Answer, Ask, BlockingStore, GateStore, KeyStats, Settled, Settlement
 from shared.resilience.knobs import KeyRules, StoreKnobs
 from shared.resilience.memory_store import MemoryStore
@@ -68,6 +68,58 @@ class Rest:
             log.info("resilience.store_back")
 
 
+class Heard:
+    """What the fleet said last of keys that it keeps calls from: a breaker does not close because Redis is late.
+
+    Reads and writes of single entries: safe from threads.
+    """
+
+    def __init__(self, alone: MemoryStore) -> None:
+        self._alone = alone
+        self._sick: dict[str, tuple[Mode, str, float | None]] = {}
+        self._told: set[str] = set()
+
+    def answered(self, ask: Ask, answer: Answer) -> None:
+        """The fleet was asked about a call."""
+        if answer.mode == "closed":
+            self._is_well(ask.key, ask.rules)
+        elif answer.denial == "breaker" or answer.mode == "half-open":
+            self._is_sick(ask.key, answer.mode, answer.reason, answer.retry_after_s)
+
+    def settled(self, settlement: Settlement, settled: Settled) -> None:
+        """The fleet has learned how a call ended."""
+        if settled.new == "closed":
+            self._is_well(settlement.ask.key, settlement.ask.rules)
+        elif settled.new != settled.old:
+            self._is_sick(settlement.ask.key, settled.new, settled.reason, settled.retry_after_s)
+
+    def forget(self, key: str) -> None:
+        """An operator has spoken here: this process knows better."""
+        self._sick.pop(key, None)
+
+    def tell_alone(self, key: str, rules: KeyRules) -> None:
+        """The fleet cannot be asked: let this process go on from there."""
+        sick = self._sick.get(key)
+        if sick is None:
+            return
+        mode, reason, until_s = sick
+        for_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+        self._told.add(key)
+        self._alone.operate_now(key, Operate(mode, reason, for_s), rules)
+        self.forget(key)
+
+    def _is_sick(self, key: str, mode: Mode, reason: str, retry_after_s: float | None) -> None:
+        if mode == "half-open":  # probes are due: this process would send its own
+            mode, retry_after_s = "open", 0.0
+        self._sick[key] = (mode, reason, None if retry_after_s is None else time.monotonic() + retry_after_s)
+
+    def _is_well(self, key: str, rules: KeyRules) -> None:
+        self._sick.pop(key, None)
+        if key in self._told:
+            self._told.discard(key)
+            self._alone.operate_now(key, Operate("closed", "the fleet has closed it"), rules)
+
+
 class FailOpenStore:
     """`GateStore` that never fails.
 
@@ -80,6 +132,7 @@ class FailOpenStore:
         self._shared = shared
         self._alone = alone
         self._rest = Rest(rest_s)
+        self._heard = Heard(alone)
         self._open: dict[str, tuple[float, Answer]] = {}
 
     async def admit(self, ask: Ask) -> Answer:
@@ -92,7 +145,9 @@ class FailOpenStore:
             del self._open[ask.key]
         answer = await self._try(lambda: self._shared.admit(ask))
         if answer is None:
+            self._heard.tell_alone(ask.key, ask.rules)
             return await self._alone.admit(ask)
+        self._heard.answered(ask, answer)
         for budget, spent in zip(ask.budgets, answer.spent, strict=False):
             self._alone.remember(ask.tenant, budget, spent)
         if answer.denial == "breaker" and answer.mode != "half-open":
@@ -106,7 +161,10 @@ class FailOpenStore:
         if answer is not None and not answer.shared:
             return await self._alone.settle(settlement)
         settled = await self._try(lambda: self._shared.settle(settlement))
-        return settled or await self._alone.settle(replace(settlement, answer=None))
+        if settled is None:
+            return await self._alone.settle(replace(settlement, answer=None))
+        self._heard.settled(settlement, settled)
+        return settled
 
     async def operate(self, key: str, operate: Operate, rules: KeyRules) -> Settled:
         """See `GateStore`; done in both.
@@ -114,6 +172,7 @@ class FailOpenStore:
         Raises: StoreAway when only this process heard it: an operator must know.
         """
         self._open.pop(key, None)
+        self._heard.forget(key)
         await self._alone.operate(key, operate, rules)
         return await self._shared.operate(key, operate, rules)
 
@@ -160,23 +219,33 @@ class FailOpenBlockingStore:
         self._shared = shared
         self._alone = alone
         self._rest = Rest(rest_s)
+        self._heard = Heard(alone)
 
     def admit_now(self, ask: Ask) -> Answer:
         """See `BlockingStore`."""
-        return self._try(lambda: self._shared.admit_now(ask)) or self._alone.admit_now(ask)
+        answer = self._try(lambda: self._shared.admit_now(ask))
+        if answer is None:
+            self._heard.tell_alone(ask.key, ask.rules)
+            return self._alone.admit_now(ask)
+        self._heard.answered(ask, answer)
+        return answer
 
     def settle_now(self, settlement: Settlement) -> Settled:
         """See `BlockingStore`."""
         if settlement.answer is not None and not settlement.answer.shared:
             return self._alone.settle_now(settlement)
         settled = self._try(lambda: self._shared.settle_now(settlement))
-        return settled or self._alone.settle_now(replace(settlement, answer=None))
+        if settled is None:
+            return self._alone.settle_now(replace(settlement, answer=None))
+        self._heard.settled(settlement, settled)
+        return settled
 
     def operate_now(self, key: str, operate: Operate, rules: KeyRules) -> Settled:
         """See `BlockingStore`.
 
         Raises: StoreAway when only this process heard it.
         """
+        self._heard.forget(key)
         self._alone.operate_now(key, operate, rules)
         return self._shared.operate_now(key, operate, rules)
 

@@ -6,6 +6,8 @@ gives up leaves an answer that nobody reads. One question costs a third of what 
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import Redis
@@ -15,6 +17,8 @@ from redis.exceptions import RedisError, ResponseError
 
 Reply = Any
 """Bytes, or a ResponseError."""
+TURNS = 20
+"""Of the event loop, enough for a new connection's greetings and an answer; an idle loop makes them in no time."""
 
 
 class Line:
@@ -31,12 +35,15 @@ class Line:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting: asyncio.Lock | None = None
         self._waiting: deque[asyncio.Future[Reply]] = deque()
+        self._is_closed = False
 
     async def ask(self, *packed: bytes) -> list[Reply]:
         """Send commands together and wait for their replies; errors of single commands are among them.
 
         Raises: RedisError or OSError when the connection cannot be made or is lost.
         """
+        if self._is_closed:
+            raise LineLost("closed")
         loop = asyncio.get_running_loop()
         connection = self._connection
         if connection is None or self._loop is not loop:
@@ -64,12 +71,12 @@ class Line:
                 future.set_result(error)
         if reader is not None and not reader.get_loop().is_closed():
             reader.cancel()
-        if connection is not None and connection._writer is not None and self._loop and not self._loop.is_closed():
-            connection._writer.transport.abort()
-            connection._close()  # type: ignore[no-untyped-call]  # public `disconnect` is a coroutine: whoever drops a line may be no task
+        if connection is not None and self._loop and not self._loop.is_closed():
+            _hang_up(connection)
 
     async def aclose(self) -> None:
-        """Close the connection."""
+        """Close the connection for good: who asks late, such as a settlement that nobody waits for, opens no other."""
+        self._is_closed = True
         self.drop(LineLost("closed"))
         await asyncio.sleep(0)  # the transport says goodbye in the loop's next turn
 
@@ -82,6 +89,9 @@ class Line:
             if self._connection is None:
                 connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
                 await connection.connect()  # type: ignore[no-untyped-call]
+                if self._is_closed:
+                    _hang_up(connection)
+                    raise LineLost("closed")
                 self._connection = connection
                 self._reader = loop.create_task(self._read(connection))
             return self._connection
@@ -101,3 +111,35 @@ class Line:
             if self._connection is connection:
                 self._reader = None
                 self.drop(error)
+
+
+def _hang_up(connection: AbstractConnection) -> None:
+    """At once: public `disconnect` is a coroutine, and whoever drops a line may be no task."""
+    if connection._writer is not None:
+        connection._writer.transport.abort()
+        connection._close()  # type: ignore[no-untyped-call]
+
+
+@asynccontextmanager
+async def heard_within(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout` that hears what has arrived before it gives up: a process that was busy for so long finds the
+    answer and its timer due in one turn of the loop, and the server was not silent.
+
+    Raises: TimeoutError.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        timer: asyncio.Handle
+
+        def give_up(turns: int) -> None:
+            nonlocal timer
+            if turns:
+                timer = loop.call_soon(give_up, turns - 1)
+            else:
+                limit.reschedule(loop.time())
+
+        timer = loop.call_later(seconds, give_up, TURNS)
+        try:
+            yield
+        finally:
+            timer.cancel()

@@ -4,7 +4,6 @@ The keys of one endpoint share a hash slot ({key}), the purses of one tenant ano
 scripts travel in one pipeline. A refusal on one side gives back what the other side reserved.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from shared.resilience import spending, wire
 from shared.resilience.circuit import Operate
 from shared.resilience.exchange import Answer, Ask, KeyStats, Settled, Settlement
 from shared.resilience.knobs import KeyRules, StoreKnobs
-from shared.resilience.line import Line
+from shared.resilience.line import Line, heard_within
 from shared.resilience.spending import Budget, Left
 from shared.resilience.wire import Call
 
@@ -158,7 +157,7 @@ class RedisStore:
     @asynccontextmanager
     async def _available(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._knobs.timeout_s):
+            async with heard_within(self._knobs.timeout_s):
                 yield
         except TimeoutError as error:
             self._line.drop(error)  # whether it hangs or its packets are lost: the next question needs a new connection

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tests.bench import (
     breaker,
     failover,
+    failover_db,
     fleet_limits,
     growth,
     guarded_call,
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Callable[[Site], list[Figure]]] = {
     "fleet_limits": fleet_limits.measure,
     "guarded_call": guarded_call.measure,
     "failover": failover.measure,
+    "failover_db": failover_db.measure,
 }
 
 

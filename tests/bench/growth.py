@@ -172,7 +172,9 @@ async def dispatch(ledger: Ledger, commit: GroupCommit, runs: Runs, knobs: Ledge
         await wake_due(unit, limit=100)
     await lost(ledger.database, limit=100, again_after_s=30)
     await overdue_held(ledger.database, held_after_s=5, limit=100)
-    polled = await poll_held(ledger.database, worker=ledger.worker, priority="normal", slots=8)
+    polled = await poll_held(
+        ledger.database, worker=ledger.worker, agents=[message.agent], priority="normal", slots=8
+    )  # fmt: skip
     ledger.dispatches.append((time.perf_counter() - began) * 1000)
     if [one.claim.task_id for one in polled] != [message.id]:
         raise BenchFailed(f"{len(polled)} tasks were polled, not the one that was due")

@@ -165,6 +165,9 @@ class LedgerMoves(RuleBasedStateMachine):
         live = sorted((run for run in self.runs if run.standing != "over"), key=self.owns, reverse=True)
         return live[which % len(live)] if live else None
 
+    def _lose_an_answer(self, which: int, by: int) -> None:
+        self.worker_of(by).commit.loses_next = True
+
     def _begin(self, run: LiveRun) -> None:
         expected = self._expected(run) if self.owns(run) else None
         before = self.calls.total()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 Fault = Callable[[asyncio.StreamWriter], Awaitable[None]]
+REFUSAL = b'{"error": {"message": "you must provide a model parameter"}}'
 
 
 def completion(text: str | None = "hello", **changes: Any) -> dict[str, Any]:
@@ -76,12 +77,16 @@ class ChatServer:
     def __init__(self, *script: Fault, delay_s: float = 0.0) -> None:
         self.script = deque(script)
         self.requests: list[dict[str, Any]] = []
+        self.asked: dict[asyncio.StreamWriter, dict[str, Any]] = {}
+        """The latest request of each connection."""
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.connections = 0
         """How many clients have connected so far."""
         self.hang_ups = asyncio.Queue[int]()
         """The number of each request whose client left before it was answered."""
+        self.speaks = True
+        """Whether it answers a request without content as an OpenAI-compatible server does."""
         self._delay_s = delay_s
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -126,7 +131,12 @@ class ChatServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         start, *head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head if line)}
-        self.requests.append(json.loads(await reader.readexactly(int(headers["content-length"]))))
+        request = json.loads(await reader.readexactly(int(headers["content-length"])))
+        if not request and not self.script:  # a worker asks at its start what is spoken here
+            writer.write(http(400, REFUSAL) if self.speaks else http(404, b"nothing here"))
+            return
+        self.requests.append(request)
+        self.asked[writer] = request
         self.headers.append(headers)
         self.paths.append(start.split(" ")[1])
         number = len(self.requests)

@@ -3,20 +3,35 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import Self
 
 from shared.errors import FleetError
 from shared.llm.answer import estimate_tokens
+from shared.llm.call_context import CallContext
 from shared.llm.messages import ChatReply, ChatRequest, ToolCall, Usage
 
 
 class FakeChat:
     """A `ChatPort` and a `StreamPort`. Scripted answers come first, in order; then it echoes the last message."""
 
-    def __init__(self, *script: str | ToolCall | FleetError) -> None:
+    def __init__(self, *script: str | ToolCall | ChatReply | FleetError) -> None:
         self.script = deque(script)
         self.requests: list[ChatRequest] = []
         self.release: asyncio.Event | None = None
         """When set, an answer waits for it: a call that is in flight for as long as the test wants."""
+        self.must_act = False
+        self.contexts: list[CallContext] = []
+        """Of every run that has come to it."""
+
+    def for_run(self, context: CallContext) -> Self:
+        """A run's own door: this one."""
+        self.contexts.append(context)
+        self.must_act = bool(context.must_act)
+        return self
+
+    def sorry(self, reason: str) -> str:
+        """Words for what was not done."""
+        return f"could not: {reason}"
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """Say the next line of the script."""
@@ -26,6 +41,8 @@ class FakeChat:
         line = self.script.popleft() if self.script else f"echo: {request.messages[-1].content}"
         if isinstance(line, FleetError):
             raise line
+        if isinstance(line, ChatReply):
+            return line
         text = line if isinstance(line, str) else ""
         return ChatReply(
             text=text,

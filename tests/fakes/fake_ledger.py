@@ -8,12 +8,14 @@ from uuid import UUID
 
 from shared.contracts import TaskMessage
 from shared.errors import BadInput
+from shared.ledger.ancestry import Ancestor
 from shared.ledger.group_commit import GroupCommit, Key, Written
 from shared.ledger.journal import Journal, Look, OnChange
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.records import Recorded, recorded_of
 from shared.ledger.runs import Runs
 from shared.ledger.statements import Kind
+from shared.ledger.vault import NO_VAULT
 
 
 class FakeCommit(GroupCommit):
@@ -60,7 +62,8 @@ class FakeCommit(GroupCommit):
             is_wait = kept.pop("waits", False)
             kept |= {
                 "state": "waiting" if is_wait else "intent",
-                "executions": before.get("executions", 0) + (not is_wait),
+                "executions": before.get("executions", 0)
+                + (not is_wait and (before.get("state"), before.get("epoch")) != ("intent", kept["epoch"])),
                 "in_doubt": before.get("in_doubt", 0)
                 + (before.get("state") == "intent" and before["epoch"] != kept["epoch"]),
             }
@@ -100,6 +103,7 @@ class FakeRuns(Runs):
     def __init__(self, commit: FakeCommit) -> None:
         self._commit = commit
         self._knobs = LedgerKnobs()
+        self._vault = NO_VAULT
         self.signals: defaultdict[str, list[Any]] = defaultdict(list)
         self.children: dict[UUID, TaskMessage] = {}
         self.ended: dict[UUID, dict[str, Any]] = {}
@@ -110,12 +114,18 @@ class FakeRuns(Runs):
         self.woken: list[UUID] = []
         self.cancelled: list[UUID] = []
         self.journals: list[Journal] = []
+        self.above: tuple[Ancestor, ...] = ()
 
     async def journal(self, claim: Any, *, on_change: OnChange = "pause") -> Journal:
         """The journal of a claim."""
         commit = cast(FakeCommit, self._commit)
         self.journals.append(commit.journal(claim.task_id, epoch=claim.epoch, on_change=on_change))
         return self.journals[-1]
+
+    async def ancestors(self, task_id: UUID) -> tuple[Ancestor, ...]:
+        """Who started it."""
+        self.looks += 1
+        return self.above
 
     async def accept_child(self, message: TaskMessage, *, is_published: bool) -> bool:
         """Keep a child; a second time changes nothing."""

@@ -98,11 +98,11 @@ class FakeAnswers:
         self.is_away = False
         self.clock: Any = HandClock()
 
-    async def secret(self) -> bytes | None:
+    async def secret(self, *, is_last: bool = False) -> bytes | None:
         """A fixed one."""
         return None if self.is_away else b"a secret for tests"
 
-    async def find(self, tenant: str, key: str, *, max_age_s: float) -> Kept | None:
+    async def find(self, tenant: str, key: str, *, max_age_s: float, is_last: bool = False) -> Kept | None:
         """See `AnswerCache.find`."""
         found = self.kept.get((tenant, key))
         return found if found is not None and found.age_s(self.clock.now()) <= max_age_s else None

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from shared.errors import DatabaseUnavailable, SessionUnavailable
 from shared.llm.messages import Message
-from shared.memory.ports import StoredMessage
+from shared.memory.ports import SEALED_TEXT, StoredMessage
 
 
 class FakeTruth:
@@ -37,13 +37,16 @@ class FakeTruth:
         self._check()
         self.reads += 1
         mine = [row for owner, session, row in self.rows if (owner, session) == (tenant, session_id)]
-        return tuple(
-            StoredMessage(one.id, Message(one.message.role, one.message.content[:characters])) for one in mine[-limit:]
-        )
+        return tuple(StoredMessage(one.id, _cut(one.message, characters)) for one in mine[-limit:])
 
     def _check(self) -> None:
         if self.is_down:
             raise DatabaseUnavailable("the fake is down")
+
+
+def _cut(message: Message, characters: int) -> Message:
+    whole = message.content
+    return Message(message.role, whole if whole.startswith(SEALED_TEXT) else whole[:characters])
 
 
 class FakeCache:

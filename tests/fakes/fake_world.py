@@ -8,7 +8,7 @@ from shared.contracts import FleetHeader, TaskMessage
 from shared.errors import FleetError
 from shared.ledger.journal import OnChange
 from shared.ledger.retry import ONCE, Retry
-from shared.llm.messages import ToolCall
+from shared.llm.messages import ChatReply, ToolCall
 from shared.memory.session import SessionMemory
 from shared.retrieval.ports import Document
 from shared.retrieval.retriever import Retriever
@@ -24,14 +24,15 @@ from workers.agents.run import Ports, Run
 class FakeWorld:
     """The ports of a worker, and the ledger behind each task's journal."""
 
-    def __init__(self, *script: str | ToolCall | FleetError) -> None:
+    def __init__(self, *script: str | ToolCall | ChatReply | FleetError) -> None:
         self.chat = FakeChat(*script)
         self.embedding = FakeEmbedding()
         self.vectors = FakeVectors()
         self.truth = FakeTruth()
         self.cache = FakeCache()
         self.retriever = Retriever(embedding=self.embedding, vectors=self.vectors)
-        self.ports = Ports(chat=self.chat, retriever=self.retriever, memory=SessionMemory(self.truth, self.cache))
+        memory = SessionMemory(self.truth, self.cache)
+        self.ports = Ports(chat_for=self.chat.for_run, retriever=self.retriever, memory=memory)
         self.ledger: dict[UUID, FakeCommit] = {}
         self.homes: dict[UUID, FakeHome] = {}
 
@@ -41,15 +42,18 @@ class FakeWorld:
 
     def run(
         self, task_id: UUID | None = None, *, attempt: int = 1, on_change: OnChange = "pause", retry: Retry = ONCE,
-        **header: Any,
+        agent: str = "a", must_act: bool | None = None, **header: Any,
     ) -> Run:  # fmt: skip
         """A claimed run; the same task id with a later attempt finds what the earlier one completed."""
         task = task_id or uuid4()
         commit = self.ledger.setdefault(task, FakeCommit())
         home = self.homes.setdefault(task, FakeHome(FakeRuns(commit)))
-        message = TaskMessage("a", {}, (), task, FleetHeader(**header))
+        message = TaskMessage(agent, {}, (), task, FleetHeader(**header))
         journal = commit.journal(task, epoch=attempt, on_change=on_change)
-        return Run(message=message, attempt=attempt, journal=journal, ports=self.ports, home=home, retry=retry)
+        return Run(
+            message=message, attempt=attempt, journal=journal, ports=self.ports, home=home, retry=retry,
+            must_act=must_act,
+        )  # fmt: skip
 
     def runs(self, task_id: UUID) -> FakeRuns:
         """What the ledger knows of a task beside its journal."""

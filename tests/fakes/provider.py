@@ -54,7 +54,7 @@ class Provider(ChatServer):
         }
 
     async def _well(self, writer: asyncio.StreamWriter) -> None:
-        said = self.requests[-1]["messages"][-1]["content"]
+        said = self.asked[writer]["messages"][-1]["content"]
         writer.write(http(200, json.dumps(completion(f"{self.name} says: {said}", model=self.name)).encode()))
 
     async def _cut(self, writer: asyncio.StreamWriter) -> None:

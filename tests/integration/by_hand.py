@@ -80,6 +80,10 @@ class ByHand:
         async with self.database.unit() as unit:
             return list((await unit.execute(text(query), values)).all())
 
+    async def row(self, task_id: UUID) -> Any:
+        """A task as it stands in the ledger."""
+        return (await self.all("SELECT * FROM tasks WHERE id = :id", id=task_id))[0]
+
     async def do(self, statement: str, **values: Any) -> None:
         """Change rows behind everybody's back."""
         async with self.database.unit() as unit:

@@ -1,18 +1,25 @@
 """Real servers for integration tests: Debian's PostgreSQL pair, RabbitMQ and Redis, once per session, on loopback."""
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
+from shared.client import FleetClient
+from shared.ledger.knobs import LedgerKnobs
+from tests.integration.by_hand import ByHand, by_hand
+from tests.integration.fleets import StartFleet, client_of, fleet_on
+from tests.integration.gate_fleet import OwnRedis
 from tests.integration.live import Database
 from workers.ops.background import BackgroundSupervisor, running
 from workers.ops.recipes import model as model_recipe
@@ -44,6 +51,7 @@ def run_folder() -> Iterator[Callable[[], Path]]:
 def servers(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
     """The session's servers, shared by all tests: leave them running and as they were."""
     with start(servers_only(), folder=run_folder()) as started:
+        del started.env["FLEET_DB_REPLICAS"]  # each test has a database of its own, of which that address knows nothing
         yield started
 
 
@@ -59,6 +67,26 @@ def start_servers(run_folder: Callable[[], Path]) -> Iterator[Callable[[Wish], B
     yield own
     for each in reversed(opened):
         each.__exit__(None, None, None)
+
+
+@pytest.fixture
+def breakable(servers: BackgroundSupervisor) -> Iterator[BackgroundSupervisor]:
+    """The servers, with Redis as it was afterwards."""
+    servers.suspend("redis")
+    yield servers
+    if servers.status("redis") == "ready":
+        servers.thaw("redis")
+    servers.resume("redis")
+    servers.wait_ready("redis")
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[OwnRedis]:
+    """A Redis of the test's own, without a supervisor."""
+    server = OwnRedis(tmp_path)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -99,15 +127,85 @@ def template(servers: BackgroundSupervisor) -> str:
 @pytest.fixture
 def database(servers: BackgroundSupervisor, template: str) -> Iterator[Database]:
     """A fresh migrated database, dropped afterwards, open connections or not."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    _administer(servers, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield Database(name=name, url=_with_name(servers.db_url, name), replica_url=_with_name(servers.replica_url, name))
-    _administer(servers, f"DROP DATABASE {name} WITH (FORCE)")
+    with _fresh(servers, template) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def start_fleet(servers: BackgroundSupervisor, template: str, run_folder: Callable[[], Path]) -> StartFleet:
+    """Start a keeper and workers on the session's servers (`with start_fleet(2, more=QUICK) as fleet`), one fleet at
+    a time; see `fleet_on`.
+    """
+
+    @contextmanager
+    def start_one(workers: int, **how: Any) -> Iterator[BackgroundSupervisor]:
+        with (
+            _fresh(servers, template) as database,
+            fleet_on(servers, database, workers, folder=run_folder(), **how) as fleet,
+        ):
+            yield fleet
+
+    return start_one
+
+
+@pytest.fixture
+def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
+    """A producer of the module's `fleet`."""
+    client = client_of(fleet)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def ledger_knobs() -> LedgerKnobs:
+    """How patient `producer` is, and what it lets pass."""
+    return LedgerKnobs()
+
+
+@pytest.fixture
+async def producer(
+    servers: BackgroundSupervisor, database: Database, ledger_knobs: LedgerKnobs
+) -> AsyncIterator[FleetClient]:
+    """A producer on the test's own database, where nobody works but the test."""
+    client = client_of(servers, db_url=database.url, ledger=ledger_knobs)
+    yield client
+    await client.aclose()
+    await asyncio.to_thread(client.close)
+
+
+@pytest.fixture
+async def worker(database: Database) -> AsyncIterator[ByHand]:
+    """A worker on the test's own database that makes no move by itself."""
+    async with by_hand(database.url) as worker:
+        yield worker
+
+
+@pytest.fixture
+def diaries(run_folder: Callable[[], Path]) -> Path:
+    """A folder in which runs of any user can write."""
+    folder = run_folder()
+    folder.mkdir()
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture
+def diary(diaries: Path) -> Path:
+    """A page in which runs of any user can write."""
+    return diaries / "diary"
 
 
 def start(wish: Wish, *, folder: Path) -> AbstractContextManager[BackgroundSupervisor]:
     """Start servers with this process's environment."""
     return running(wish, folder=folder, inherited=dict(os.environ), project=ROOT)
+
+
+@contextmanager
+def _fresh(servers: BackgroundSupervisor, template: str) -> Iterator[Database]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _administer(servers, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield Database(name=name, url=_with_name(servers.db_url, name), replica_url=_with_name(servers.replica_url, name))
+    _administer(servers, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _with_name(url: str, name: str) -> str:

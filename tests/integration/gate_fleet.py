@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import redis
 
+from workers.ops.ports import free_port
 from workers.ops.recipes.cache import binary
 from workers.ops.surroundings import ROOT
 
@@ -25,9 +25,7 @@ class OwnRedis:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port(taken=set())
         self.url = f"redis://127.0.0.1:{self.port}/1"
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -14,6 +14,7 @@ from shared.broker.app import make_app
 from shared.broker.knobs import BrokerKnobs
 from shared.client import FleetClient
 from shared.contracts import QUEUES, Priority
+from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
 
@@ -65,6 +66,16 @@ class Stream:
     def since(self, at: float) -> list[Sent]:
         """What was submitted from then on."""
         return [one for one in list(self.sent) if one.at >= at]
+
+
+def start_steps(client: FleetClient, diaries: Path, *, runs: int, count: int, step_s: float) -> dict[UUID, Path]:
+    """Submit runs of `test.steps` that each write a diary of their steps; return once every one of them has begun."""
+    begun = {}
+    for number in range(runs):
+        diary = diaries / str(number)
+        begun[client.submit("test.steps", {"count": count, "step_s": step_s, "diary": str(diary)}).id] = diary
+    eventually(lambda: all(diary.exists() for diary in begun.values()))
+    return begun
 
 
 def started_at(servers: BackgroundSupervisor, ids: list[UUID]) -> dict[UUID, float]:

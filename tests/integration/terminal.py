@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from structlog.testing import capture_logs
 
 from shared.client import FleetClient
 from workers.ops import main
@@ -19,12 +21,17 @@ WITHOUT_FLEET = {name: value for name, value in os.environ.items() if not name.s
 
 
 def fleet(
-    *words: str, here: Path | None = None, env: Mapping[str, str] | None = None, stdin: str = ""
+    *words: str, here: Path | None = None, at: Path | None = None, env: Mapping[str, str] | None = None, stdin: str = ""
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command: with `here` in that folder as a process, else in this one; a stack trace fails the test."""
+    """Run a command; a stack trace fails the test.
+
+    Args:
+        here: A folder, where it runs as a process of its own.
+        at: A folder, where it runs in this process; neither: in this process, wherever that is.
+    """
     environment = {**WITHOUT_FLEET, "PYTHONPATH": str(ROOT), **(env or {})}
     if here is None:
-        done = _typed(words, environment)
+        done = _typed(words, environment, at or Path(), stdin)
     else:
         done = subprocess.run(
             [sys.executable, "-m", "workers.ops.main", *words], cwd=here, env=environment, input=stdin,
@@ -34,14 +41,24 @@ def fleet(
     return done
 
 
-def _typed(words: tuple[str, ...], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """All but the process and its logging: entry point, exit code and both streams are the real ones."""
+def _typed(
+    words: tuple[str, ...], environment: Mapping[str, str], folder: Path, stdin: str
+) -> "subprocess.CompletedProcess[str]":
+    """All but the process and its logging: entry point, exit code and all streams are the real ones."""
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
+
+    def connect(addresses: Mapping[str, str]) -> FleetClient:
+        os.environ.update(addresses)
+        return FleetClient()
+
     with (
+        chdir(folder),
         patch.dict(os.environ, environment, clear=True),
         patch.object(sys, "argv", ["fleet", *words]),
-        patch.object(main, "connect", lambda _addresses: FleetClient()),
+        patch.object(sys, "stdin", io.StringIO(stdin)),
+        patch.object(main, "connect", connect),
+        capture_logs(),  # a command is silent on what its client logs
         redirect_stdout(out),
         redirect_stderr(err),
     ):
@@ -53,10 +70,11 @@ def _typed(words: tuple[str, ...], environment: Mapping[str, str]) -> "subproces
 
 
 def fleet_json(
-    *words: str, here: Path | None = None, env: Mapping[str, str] | None = None, stdin: str = "", code: int = 0
-) -> Any:
+    *words: str, here: Path | None = None, at: Path | None = None, env: Mapping[str, str] | None = None,
+    stdin: str = "", code: int = 0,
+) -> Any:  # fmt: skip
     """What a command prints for machines."""
-    done = fleet(*words, "--json", here=here, env=env, stdin=stdin)
+    done = fleet(*words, "--json", here=here, at=at, env=env, stdin=stdin)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 

@@ -11,16 +11,18 @@ from uuid import UUID
 import pytest
 
 from shared.client import FleetClient
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, fleet_of
 from tests.integration.live import eventually
 from tests.integration.load import Stream, celery_of, epochs, send_plain, started_at
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.recipes.broker import scripts
 
-AWAY_S = 8.0
+AWAY_S = 6.0
 """Seconds that each fault lasts: longer than a fall-back may take."""
 FALL_BACK_S = 5.0
 RETURN_S = 15.0
+SUBMIT_S = 2.0
+"""Half a second of waiting for the broker, and what a busy machine adds; less than one connection may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +64,6 @@ def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
         yield started
 
 
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def diary(run_folder: Callable[[], Path]) -> Path:
-    folder = run_folder()
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder / "diary"
-
-
 @pytest.mark.parametrize("name", FAULTS)
 def test_while_the_broker_is_away_tasks_are_accepted_and_started_and_afterwards_the_queue_is_used_again(
     name: str,
@@ -107,7 +94,7 @@ def test_while_the_broker_is_away_tasks_are_accepted_and_started_and_afterwards_
     }  # fmt: skip
     print(f"{name}: {len(ids)} tasks;", ", ".join(f"{what} {seconds:.2f} s" for what, seconds in told.items()))
     assert stream.errors == []
-    assert max(one.took_s for one in stream.sent) < 1.0
+    assert max(one.took_s for one in stream.sent) < SUBMIT_S
     assert max(waits) < FALL_BACK_S
     lines = sorted(int(line) for line in diary.read_text().split())
     assert lines == list(range(len(ids))), "every task began, and began once"

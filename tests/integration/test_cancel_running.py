@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +13,8 @@ import pytest
 from shared.client import FleetClient
 from shared.errors import TaskCancelled
 from tests.fakes.chat_server import ChatServer
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, WAITING, StartFleet
 from tests.integration.live import eventually
-from tests.integration.test_waiting import WAITING
 from workers.ops.background import BackgroundSupervisor
 
 
@@ -60,7 +59,7 @@ def model() -> Iterator[Model]:
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path], model: Model) -> Iterator[BackgroundSupervisor]:
+def fleet(start_fleet: StartFleet, model: Model) -> Iterator[BackgroundSupervisor]:
     more = {
         **QUICK,
         **WAITING,
@@ -68,18 +67,8 @@ def fleet(run_folder: Callable[[], Path], model: Model) -> Iterator[BackgroundSu
         "FLEET_LLM_MODEL": "slow",
         "FLEET_LLM_API_KEY": "k",
     }
-    with fleet_of(1, folder=run_folder(), more=more) as started:
-        client = client_of(started)
-        assert client.submit("test.echo", {"text": "warm"}).result(60)
-        client.close()
+    with start_fleet(1, more=more) as started:
         yield started
-
-
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
 
 
 def test_a_run_that_asks_the_model_is_cancelled_within_a_second_and_the_request_is_aborted_and_booked(
@@ -104,13 +93,7 @@ def test_a_run_that_asks_the_model_is_cancelled_within_a_second_and_the_request_
         task.result(1)
 
 
-def test_an_agent_that_does_not_take_no_for_an_answer_begins_no_further_step(
-    client: FleetClient, run_folder: Callable[[], Path]
-) -> None:
-    folder = run_folder()
-    folder.mkdir()
-    folder.chmod(0o777)
-    diary = folder / "diary"
+def test_an_agent_that_does_not_take_no_for_an_answer_begins_no_further_step(client: FleetClient, diary: Path) -> None:
     task = client.submit("test.stubborn", {"diary": str(diary)})
     eventually(diary.exists)
     client.cancel(task.id)

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -13,35 +13,15 @@ from psycopg.rows import dict_row
 
 from shared.client import FleetClient
 from shared.errors import TaskCancelled, TaskFailed
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, WAITING, StartFleet
 from tests.integration.live import eventually
-from tests.integration.test_waiting import WAITING
 from workers.ops.background import BackgroundSupervisor
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(2, folder=run_folder(), more={**QUICK, **WAITING}) as started:
-        client = client_of(started)
-        assert client.submit("test.echo", {"text": "warm"}).result(60)
-        client.close()
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    with start_fleet(2, more={**QUICK, **WAITING}) as started:
         yield started
-
-
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def diary(run_folder: Callable[[], Path]) -> Path:
-    """A page in which runs of any user can write."""
-    folder = run_folder()
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder / "diary"
 
 
 def children_of(fleet: BackgroundSupervisor, parent: UUID) -> list[dict[str, object]]:

@@ -55,30 +55,30 @@ def test_submit_result_tasks_and_task_tell_the_same_story(here: Path) -> None:
 
 
 def test_people_get_an_id_an_output_and_tables(here: Path) -> None:
-    accepted = fleet("submit", "chat", "message=Hello", "max_tokens=4", here=here)
+    accepted = fleet("submit", "chat", "message=Hello", "max_tokens=4", at=here)
     task_id = accepted.stdout.strip()
     assert f"fleet result {task_id}" in accepted.stderr
-    result = fleet("result", task_id, here=here)
+    result = fleet("result", task_id, at=here)
     assert json.loads(result.stdout)["level"] == "L0"
     assert "level L0" in result.stderr
-    listed = fleet("tasks", "--limit", "3", here=here)
+    listed = fleet("tasks", "--limit", "3", at=here)
     headings = ["id", "agent", "state", "try", "steps", "tokens", "level", "age", "took"]
     assert listed.stdout.splitlines()[0].split() == headings
     assert task_id in listed.stdout
-    assert "Repeated completed steps: 0" in fleet("task", task_id, here=here).stdout
+    assert "Repeated completed steps: 0" in fleet("task", task_id, at=here).stdout
 
 
 def test_the_same_key_is_the_same_task(here: Path) -> None:
     words = ("submit", "chat", "message=Hello", "max_tokens=2", "--key", uuid4().hex)
-    assert fleet_json(*words, here=here)["id"] == fleet_json(*words, here=here)["id"]
+    assert fleet_json(*words, at=here)["id"] == fleet_json(*words, at=here)["id"]
 
 
 def test_a_running_fleet_is_found_from_elsewhere_by_its_folder_and_by_the_environment(
     here: Path, nowhere: Path
 ) -> None:
     assert fleet("tasks", "--dir", str(here / ".fleet"), here=nowhere).returncode == 0
-    addresses = fleet_json("status", here=here)["env"]
-    assert fleet("tasks", here=nowhere, env=addresses).returncode == 0
+    addresses = fleet_json("status", at=here)["env"]
+    assert fleet("tasks", at=nowhere, env=addresses).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -103,70 +103,70 @@ def test_a_running_fleet_is_found_from_elsewhere_by_its_folder_and_by_the_enviro
 def test_what_cannot_work_is_refused_in_one_sentence(
     here: Path, words: tuple[str, ...], code: int, sentence: str
 ) -> None:
-    assert sentence in refusal(fleet(*words, here=here), code=code)
+    assert sentence in refusal(fleet(*words, at=here), code=code)
 
 
 def test_machines_get_a_refusal_as_one_object(here: Path) -> None:
-    error = json.loads(refusal(fleet("submit", "nobody", "--json", here=here), code=1))["error"]
+    error = json.loads(refusal(fleet("submit", "nobody", "--json", at=here), code=1))["error"]
     assert (error["code"], error["context"]) == ("unknown_agent", {"agent": "nobody"})
 
 
 def test_a_result_that_is_not_ready_in_time_is_exit_code_3(here: Path) -> None:
     words = ("submit", "chat", "message=Hello", "max_tokens=60", "--wait", "--timeout-s", "0", "--json")
-    error = json.loads(refusal(fleet(*words, here=here), code=3))["error"]
+    error = json.loads(refusal(fleet(*words, at=here), code=3))["error"]
     assert error["code"] == "result_pending"
-    assert fleet_json("result", error["context"]["task_id"], here=here)["state"] == "succeeded"
+    assert fleet_json("result", error["context"]["task_id"], at=here)["state"] == "succeeded"
 
 
 def test_a_failed_task_is_exit_code_1_with_its_recorded_reason(here: Path) -> None:
-    done = fleet("submit", "chat", "message=Hello", "--deadline-s", "0", "--wait", "--json", here=here)
+    done = fleet("submit", "chat", "message=Hello", "--deadline-s", "0", "--wait", "--json", at=here)
     error = json.loads(refusal(done, code=1))["error"]
     assert (error["code"], error["context"]["error"]["code"]) == ("task_failed", "deadline_spent")
-    shown = fleet("task", error["context"]["task_id"], here=here)
+    shown = fleet("task", error["context"]["task_id"], at=here)
     assert (shown.returncode, "Error: the deadline passed" in shown.stdout) == (0, True)
 
 
 def test_a_task_that_starts_later_is_seen_waiting_and_cancelled_at_once(here: Path) -> None:
     words = ("submit", "chat", "message=Hello", "--at", "2h", "--priority", "batch")
-    accepted = fleet_json(*words, here=here)["id"]
-    shown = fleet("task", accepted, here=here).stdout
+    accepted = fleet_json(*words, at=here)["id"]
+    shown = fleet("task", accepted, at=here).stdout
     assert "It is waiting for its start, until " in shown
     assert "(in 1 h)" in shown
     assert "priority batch" in shown
-    assert accepted in [one["id"] for one in fleet_json("tasks", "--state", "waiting", here=here)]
-    assert fleet("cancel", accepted, here=here).stdout == "Cancelled.\n"
-    assert "the task was cancelled" in refusal(fleet("result", accepted, here=here), code=1)
-    assert "is cancelled already" in refusal(fleet("cancel", accepted, here=here), code=1)
+    assert accepted in [one["id"] for one in fleet_json("tasks", "--state", "waiting", at=here)]
+    assert fleet("cancel", accepted, at=here).stdout == "Cancelled.\n"
+    assert "the task was cancelled" in refusal(fleet("result", accepted, at=here), code=1)
+    assert "is cancelled already" in refusal(fleet("cancel", accepted, at=here), code=1)
 
 
 def test_a_running_task_is_cancelled_and_what_is_left_is_sound(here: Path) -> None:
-    accepted = fleet_json("submit", "chat", "message=Tell me a long story", "max_tokens=2000", here=here)["id"]
-    assert fleet_json("cancel", accepted, here=here)["state"] == "cancelled"
-    verdict = fleet_json("verify", here=here)
+    accepted = fleet_json("submit", "chat", "message=Tell me a long story", "max_tokens=2000", at=here)["id"]
+    assert fleet_json("cancel", accepted, at=here)["state"] == "cancelled"
+    verdict = fleet_json("verify", at=here)
     assert verdict["holds"] is True, verdict
 
 
 def test_a_failed_task_is_found_among_the_dead_letters_and_put_aside(here: Path) -> None:
     tenant = uuid4().hex
     words = ("submit", "chat", "message=Hello", "--tenant", tenant, "--deadline-s", "0", "--wait")
-    assert fleet(*words, here=here).returncode == 1
-    (letter,) = fleet_json("dead", "list", "--tenant", tenant, "--error", "deadline_spent", here=here)
-    assert fleet_json("dead", "replay", letter["id"], here=here)[0]["replayed"] is True
-    assert fleet("result", letter["id"], here=here).returncode == 1, "its deadline was nought, and is so again"
-    assert fleet_json("dead", "discard", "--tenant", tenant, "--yes", here=here) == [
+    assert fleet(*words, at=here).returncode == 1
+    (letter,) = fleet_json("dead", "list", "--tenant", tenant, "--error", "deadline_spent", at=here)
+    assert fleet_json("dead", "replay", letter["id"], at=here)[0]["replayed"] is True
+    assert fleet("result", letter["id"], at=here).returncode == 1, "its deadline was nought, and is so again"
+    assert fleet_json("dead", "discard", "--tenant", tenant, "--yes", at=here) == [
         {"id": letter["id"], "discarded": True}
     ]
-    assert fleet_json("dead", "list", "--tenant", tenant, here=here) == []
+    assert fleet_json("dead", "list", "--tenant", tenant, at=here) == []
 
 
 def test_schema_is_printed_as_it_is_committed(nowhere: Path) -> None:
     committed = ROOT / "deploy" / "task-message.v1.schema.json"
-    assert fleet("schema", here=nowhere).stdout == committed.read_text("utf-8")
+    assert fleet("schema", at=nowhere).stdout == committed.read_text("utf-8")
 
 
 @pytest.mark.parametrize("words", [("submit", "chat", "message=x"), ("result", str(uuid4())), ("tasks",)])
 def test_without_a_fleet_the_remedy_is_named(nowhere: Path, words: tuple[str, ...]) -> None:
-    said = refusal(fleet(*words, here=nowhere), code=2)
+    said = refusal(fleet(*words, at=nowhere), code=2)
     assert said == "Error: No fleet runs here: start one with `fleet up`, or set FLEET_DB_URL and FLEET_BROKER_URL.\n"
 
 
@@ -179,7 +179,7 @@ def test_without_a_fleet_the_remedy_is_named(nowhere: Path, words: tuple[str, ..
     ],
 )
 def test_servers_that_do_not_answer_are_one_sentence(nowhere: Path, words: tuple[str, ...], sentence: str) -> None:
-    assert sentence in refusal(fleet(*words, here=nowhere, env=NOBODY_LISTENS), code=1)
+    assert sentence in refusal(fleet(*words, at=nowhere, env=NOBODY_LISTENS), code=1)
 
 
 @pytest.mark.parametrize(
@@ -195,5 +195,5 @@ def test_servers_that_do_not_answer_are_one_sentence(nowhere: Path, words: tuple
 def test_a_wrong_variable_is_named_before_anything_starts(
     nowhere: Path, words: tuple[str, ...], name: str, value: str
 ) -> None:
-    assert name in refusal(fleet(*words, here=nowhere, env={name: value}), code=2)
+    assert name in refusal(fleet(*words, at=nowhere, env={name: value}), code=2)
     assert not (nowhere / ".fleet").exists()

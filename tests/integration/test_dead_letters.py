@@ -1,8 +1,6 @@
 """`fleet dead …`: what failed and what nobody could read, found, tried again with what it has cost, or put aside."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,8 +9,7 @@ import pytest
 from shared.client import FleetClient
 from shared.contracts import TaskMessage
 from shared.errors import FleetError, LLMRefused
-from tests.integration.by_hand import ByHand, by_hand
-from tests.integration.fleets import client_of
+from tests.integration.by_hand import ByHand
 from tests.integration.live import Database
 from tests.integration.terminal import fleet, fleet_json, refusal
 from workers.ops.background import BackgroundSupervisor
@@ -23,26 +20,12 @@ def env(servers: BackgroundSupervisor, database: Database) -> dict[str, str]:
     return {**servers.env, "FLEET_DB_URL": database.url}
 
 
-@pytest.fixture
-async def client(servers: BackgroundSupervisor, database: Database) -> AsyncIterator[FleetClient]:
-    client = client_of(servers, db_url=database.url)
-    yield client
-    await client.aclose()
-    await asyncio.to_thread(client.close)
-
-
-@pytest.fixture
-async def worker(database: Database) -> AsyncIterator[ByHand]:
-    async with by_hand(database.url) as worker:
-        yield worker
-
-
 async def failed(
-    client: FleetClient, worker: ByHand, *names: str, agent: str = "a", tenant: str = "default",
+    producer: FleetClient, worker: ByHand, *names: str, agent: str = "a", tenant: str = "default",
     error: FleetError | None = None,
 ) -> UUID:  # fmt: skip
     """A task that has failed after these steps."""
-    task_id = (await client.asubmit(agent, {}, tenant=tenant)).id
+    task_id = (await producer.asubmit(agent, {}, tenant=tenant)).id
     claim = await worker.claim(task_id)
     await worker.steps(claim, *names)
     await worker.runs.fail(claim, error or FleetError("it broke"), {})
@@ -59,9 +42,9 @@ async def unreadable(worker: ByHand, headers: dict[str, Any], body: str, *, reas
 
 
 async def test_the_list_shows_failed_tasks_and_unreadable_messages_with_reason_and_cost(
-    client: FleetClient, worker: ByHand, env: dict[str, str]
+    producer: FleetClient, worker: ByHand, env: dict[str, str]
 ) -> None:
-    task = await failed(client, worker, "one", "two", agent="writer", tenant="acme")
+    task = await failed(producer, worker, "one", "two", agent="writer", tenant="acme")
     letter = await unreadable(worker, {"task": "agents.chat", "fleet": {"tenant": "acme"}}, "[]")
     found = fleet_json("dead", "list", env=env)
     assert [one["id"] for one in found] == [letter, str(task)], "the newest first"
@@ -79,10 +62,10 @@ async def test_the_list_shows_failed_tasks_and_unreadable_messages_with_reason_a
 
 
 async def test_the_list_is_filtered_by_agent_tenant_error_and_time(
-    client: FleetClient, worker: ByHand, env: dict[str, str]
+    producer: FleetClient, worker: ByHand, env: dict[str, str]
 ) -> None:
-    refused = await failed(client, worker, agent="writer", error=LLMRefused("the endpoint said NO"))
-    old = await failed(client, worker, tenant="acme")
+    refused = await failed(producer, worker, agent="writer", error=LLMRefused("the endpoint said NO"))
+    old = await failed(producer, worker, tenant="acme")
     await worker.do("UPDATE tasks SET finished_at = now() - interval '3 hours' WHERE id = :id", id=old)
     letter = await unreadable(worker, {"task": "agents.writer"}, "{")
     for words, expected in [
@@ -99,8 +82,8 @@ async def test_the_list_is_filtered_by_agent_tenant_error_and_time(
         assert [one["id"] for one in fleet_json("dead", "list", *words, env=env)] == expected, words
 
 
-async def test_a_letter_is_shown_whole(client: FleetClient, worker: ByHand, env: dict[str, str]) -> None:
-    task = await failed(client, worker, "one")
+async def test_a_letter_is_shown_whole(producer: FleetClient, worker: ByHand, env: dict[str, str]) -> None:
+    task = await failed(producer, worker, "one")
     shown = fleet("dead", "show", str(task), env=env).stdout
     assert "Error: it broke" in shown
     assert "Paid so far: 10 + 1 tokens in 1 model calls" in shown
@@ -113,9 +96,9 @@ async def test_a_letter_is_shown_whole(client: FleetClient, worker: ByHand, env:
 
 
 async def test_a_replay_says_what_is_kept_and_what_is_paid_again(
-    client: FleetClient, worker: ByHand, env: dict[str, str]
+    producer: FleetClient, worker: ByHand, env: dict[str, str]
 ) -> None:
-    task = await failed(client, worker, "one", "two", "three")
+    task = await failed(producer, worker, "one", "two", "three")
     said = fleet("dead", "replay", str(task), "--from-step", "two", env=env)
     assert said.returncode == 0, said.stderr
     assert "1 step kept (10 + 1 tokens already paid); again: two, three (20 + 2 tokens were paid" in said.stdout
@@ -124,10 +107,10 @@ async def test_a_replay_says_what_is_kept_and_what_is_paid_again(
 
 
 async def test_many_are_replayed_by_what_they_have_in_common_and_only_with_a_yes(
-    client: FleetClient, worker: ByHand, env: dict[str, str]
+    producer: FleetClient, worker: ByHand, env: dict[str, str]
 ) -> None:
-    chosen = [await failed(client, worker, "one", agent="writer") for _ in range(2)]
-    other = await failed(client, worker)
+    chosen = [await failed(producer, worker, "one", agent="writer") for _ in range(2)]
+    other = await failed(producer, worker)
     said = refusal(fleet("dead", "replay", "--agent", "writer", env=env), code=2)
     assert "dead letters that fit: 2; they have cost 20 + 2 tokens in 2 model calls; " in said
     assert "add --yes to replay them" in said
@@ -137,7 +120,7 @@ async def test_many_are_replayed_by_what_they_have_in_common_and_only_with_a_yes
 
 
 async def test_a_message_is_published_again_once_it_can_be_read(
-    client: FleetClient, worker: ByHand, env: dict[str, str]
+    producer: FleetClient, worker: ByHand, env: dict[str, str]
 ) -> None:
     message = TaskMessage("a", {"x": 1})
     letter = await unreadable(worker, message.wire_headers(), message.wire_body().decode())
@@ -148,17 +131,17 @@ async def test_a_message_is_published_again_once_it_can_be_read(
     assert (first["replayed"], first["task_id"]) == (True, str(message.id))
     assert (second["replayed"], second["error"]["code"]) == (False, "bad_message")
     assert second["error"]["message"] == f"{hopeless} still cannot be read: id: field required"
-    assert (await client.astatus(message.id)).state == "queued"
+    assert (await producer.astatus(message.id)).state == "queued"
     assert [one["id"] for one in fleet_json("dead", "list", env=env)] == [hopeless]
 
 
 async def test_what_is_discarded_is_off_the_list_and_a_task_stays_in_the_ledger(
-    client: FleetClient, worker: ByHand, env: dict[str, str]
+    producer: FleetClient, worker: ByHand, env: dict[str, str]
 ) -> None:
-    task, letter = await failed(client, worker), await unreadable(worker, {}, "x")
+    task, letter = await failed(producer, worker), await unreadable(worker, {}, "x")
     fleet_json("dead", "discard", str(task), letter, env=env)
     assert fleet_json("dead", "list", env=env) == []
-    assert (await client.astatus(task)).state == "failed"
+    assert (await producer.astatus(task)).state == "failed"
     assert "is discarded, no dead letter" in refusal(fleet("dead", "discard", str(task), env=env), code=1)
 
 

@@ -101,6 +101,6 @@ def test_a_demo_that_fails_says_why_and_stops_everything(here: Path) -> None:
     said, complaints = demo.communicate(timeout=180)
     assert demo.returncode == 1
     assert "A question" in said
-    assert complaints.startswith("Error: task ")
-    assert "127.0.0.1:1 could not be reached" in complaints
+    assert complaints.startswith("Error: No model answered: ")
+    assert "127.0.0.1-1 could not be reached" in complaints
     assert complaints.count("\n") == 1

@@ -1,16 +1,15 @@
 """Leaving in good order: runs are put down between their steps, go on elsewhere at once, and nothing is repeated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
 from shared.client import FleetClient
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, WAITING, StartFleet
 from tests.integration.live import eventually
-from tests.integration.test_waiting import WAITING
+from tests.integration.load import start_steps
 from tests.integration.test_worker_death import running_on
 from workers.ops.background import BackgroundSupervisor
 
@@ -19,44 +18,16 @@ STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
     more = {**QUICK, **WAITING, "FLEET_WORKER_DRAIN_S": "0.5", "FLEET_WORKER_CUT_S": "3"}
-    with fleet_of(2, folder=run_folder(), more=more) as started:
-        client = client_of(started)
-        assert client.submit("test.echo", {"text": "warm"}).result(60)
-        client.close()
+    with start_fleet(2, more=more) as started:
         yield started
-
-
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def diaries(run_folder: Callable[[], Path]) -> Path:
-    """A folder in which runs of any user can write."""
-    folder = run_folder()
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder
-
-
-def start_runs(client: FleetClient, diaries: Path, *, step_s: float) -> dict[UUID, Path]:
-    runs = {}
-    for number in range(RUNS):
-        diary = diaries / str(number)
-        runs[client.submit("test.steps", {"count": STEPS, "step_s": step_s, "diary": str(diary)}).id] = diary
-    eventually(lambda: all(diary.exists() for diary in runs.values()))
-    return runs
 
 
 def test_a_rolling_restart_under_load_repeats_nothing_leaves_nothing_in_doubt_and_costs_no_attempt(
     fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
 ) -> None:
-    runs = start_runs(client, diaries, step_s=0.7)
+    runs = start_steps(client, diaries, runs=RUNS, count=STEPS, step_s=0.7)
     assert min(running_on(fleet).values()) > 0
     for name in ("worker-1", "worker-2"):
         fleet.restart(name)
@@ -73,7 +44,7 @@ def test_a_rolling_restart_under_load_repeats_nothing_leaves_nothing_in_doubt_an
 def test_a_run_that_is_handed_back_goes_on_elsewhere_within_two_seconds(
     fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
 ) -> None:
-    runs = start_runs(client, diaries, step_s=0.5)
+    runs = start_steps(client, diaries, runs=RUNS, count=STEPS, step_s=0.5)
     fleet.stop("worker-1")
     try:
         for task_id in runs:
@@ -92,7 +63,7 @@ def test_a_call_that_does_not_end_before_the_last_deadline_is_cut_and_told_as_in
     fleet.stop("worker-2")
     try:
         diary = diaries / "long"
-        task = client.submit("test.steps", {"count": 1, "step_s": 10, "diary": str(diary)})
+        task = client.submit("test.steps", {"count": 1, "step_s": 6, "diary": str(diary)})
         eventually(lambda: task.status().steps)
         fleet.stop("worker-1")
         assert task.status().state == "queued"

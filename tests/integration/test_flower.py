@@ -1,21 +1,22 @@
 """Flower sees the workers and the agents' tasks under their names and their ledger ids, and can change nothing."""
 
 import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 
-from tests.integration.fleets import client_of, fleet_of
+from tests.integration.fleets import StartFleet, client_of
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(1, folder=run_folder(), flower=True) as started:
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    with start_fleet(1, with_flower=True) as started:
         yield started
 
 
@@ -32,6 +33,17 @@ def page(fleet: BackgroundSupervisor, path: str) -> str:
             return ""
 
 
+def shows(fleet: BackgroundSupervisor, task_id: UUID, state: str) -> str:
+    """The task's page once it has come to this state; Flower reads no events while it is asked all the time."""
+
+    def look() -> str:
+        time.sleep(0.5)
+        found = page(fleet, f"/task/{task_id}")
+        return found if state in found else ""
+
+    return str(eventually(look))
+
+
 def test_flower_shows_a_task_under_its_name_and_its_ledger_id_and_not_its_input(fleet: BackgroundSupervisor) -> None:
     client = client_of(fleet)
     task = client.submit("test.echo", {"text": "for nobody's eyes"})
@@ -41,6 +53,22 @@ def test_flower_shows_a_task_under_its_name_and_its_ledger_id_and_not_its_input(
     assert "agents.test.echo" in shown
     assert str(task.id) in shown
     assert "for nobody" not in shown
+
+
+def test_flower_shows_neither_secrets_of_a_failure_nor_a_waiting_task_as_started(fleet: BackgroundSupervisor) -> None:
+    client = client_of(fleet)
+    failed = client.submit("test.fail", {"message": "api_key=sk-ant-api03-abcdefgh was refused"})
+    waiting = client.submit("test.nap", {"seconds": 600, "diary": "/dev/null"})
+    stopped = client.submit("test.sleep", {"seconds": 600})
+    eventually(lambda: stopped.status().state == "running")
+    client.cancel(stopped.id)
+    shown = shows(fleet, failed.id, "FAILURE")
+    assert "api_key=[redacted] was refused" in shown
+    assert "abcdefgh" not in shown
+    assert shows(fleet, waiting.id, "RETRY")
+    assert shows(fleet, stopped.id, "REVOKED")
+    client.cancel(waiting.id)
+    client.close()
 
 
 def test_flower_shows_the_worker(fleet: BackgroundSupervisor) -> None:

@@ -1,7 +1,7 @@
 """The journal on a real fleet: changed steps, large results, calls in doubt, agents that are gone."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -9,92 +9,72 @@ import psycopg
 import pytest
 
 from shared.client import FleetClient
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, WAITING, StartFleet
 from tests.integration.live import eventually
-from tests.integration.test_waiting import WAITING
 from workers.ops.background import BackgroundSupervisor
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(1, folder=run_folder(), more={**QUICK, **WAITING}) as started:
-        client = client_of(started)
-        assert client.submit("test.echo", {"text": "warm"}).result(60)
-        client.close()
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    with start_fleet(1, more={**QUICK, **WAITING}) as started:
         yield started
 
 
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def folder(run_folder: Callable[[], Path]) -> Path:
-    """Where runs of any user can write."""
-    made = run_folder()
-    made.mkdir()
-    made.chmod(0o777)
-    return made
-
-
-def changed(client: FleetClient, folder: Path, policy: str) -> UUID:
+def changed(client: FleetClient, diaries: Path, policy: str) -> UUID:
     """A task that waits after its first step; what that step asks for has changed since."""
-    asked = folder / "asked"
+    asked = diaries / "asked"
     asked.write_text("old")
-    task = client.submit(f"test.change.{policy}", {"diary": str(folder / "diary"), "asked": str(asked)})
+    task = client.submit(f"test.change.{policy}", {"diary": str(diaries / "diary"), "asked": str(asked)})
     eventually(lambda: task.status().state == "waiting")
     asked.write_text("new")
     client.signal(task.id, "go", 1)
     return task.id
 
 
-def written(folder: Path) -> list[str]:
-    return (folder / "diary").read_text().split()
+def written(diaries: Path) -> list[str]:
+    return (diaries / "diary").read_text().split()
 
 
-def test_an_agent_that_wants_old_results_gets_them(client: FleetClient, folder: Path) -> None:
-    task_id = changed(client, folder, "reuse")
+def test_an_agent_that_wants_old_results_gets_them(client: FleetClient, diaries: Path) -> None:
+    task_id = changed(client, diaries, "reuse")
     assert client.result(task_id, 30) == ["old", 1, "second"]
-    assert written(folder) == ["old", "second"]
+    assert written(diaries) == ["old", "second"]
 
 
-def test_an_agent_that_wants_changed_steps_done_again_gets_that(client: FleetClient, folder: Path) -> None:
-    task_id = changed(client, folder, "rerun")
+def test_an_agent_that_wants_changed_steps_done_again_gets_that(client: FleetClient, diaries: Path) -> None:
+    task_id = changed(client, diaries, "rerun")
     assert client.result(task_id, 30) == ["new", 1, "second"]
-    assert written(folder) == ["old", "new", "second"]
+    assert written(diaries) == ["old", "new", "second"]
     assert client.status(task_id).repeated_steps == 0, "another question is not a repetition"
 
 
 @pytest.mark.parametrize(("choice", "first"), [("reuse", "old"), ("rerun", "new")])
 def test_by_default_a_changed_step_parks_the_task_until_an_operator_decides(
-    client: FleetClient, folder: Path, choice: str, first: str
+    client: FleetClient, diaries: Path, choice: str, first: str
 ) -> None:
-    task_id = changed(client, folder, "pause")
+    task_id = changed(client, diaries, "pause")
     view = eventually(lambda: (found := client.status(task_id)).state == "parked" and found)
     assert view.error["code"] == "step_changed"
     assert "step 'first' #0 asks for something else than before the restart" in view.error["message"]
     assert (view.attempt, view.finished_at) == (0, None), "it costs no attempt"
-    assert written(folder) == ["old"]
+    assert written(diaries) == ["old"]
     client.resume(task_id, choice)  # type: ignore[arg-type]
     assert client.result(task_id, 30) == [first, 1, "second"]
-    assert written(folder) == (["old", "second"] if choice == "reuse" else ["old", "new", "second"])
+    assert written(diaries) == (["old", "second"] if choice == "reuse" else ["old", "new", "second"])
 
 
-def test_a_parked_task_goes_on_by_itself_when_the_change_is_taken_back(client: FleetClient, folder: Path) -> None:
-    task_id = changed(client, folder, "pause")
+def test_a_parked_task_goes_on_by_itself_when_the_change_is_taken_back(client: FleetClient, diaries: Path) -> None:
+    task_id = changed(client, diaries, "pause")
     eventually(lambda: client.status(task_id).state == "parked")
-    (folder / "asked").write_text("old")
+    (diaries / "asked").write_text("old")
     client.resume(task_id)
     assert client.result(task_id, 30) == ["old", 1, "second"]
 
 
 def test_a_large_result_is_kept_beside_the_journal_and_comes_back_after_a_crash(
-    fleet: BackgroundSupervisor, client: FleetClient, folder: Path
+    fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
 ) -> None:
-    diary = folder / "diary"
+    diary = diaries / "diary"
     task = client.submit("test.large", {"size": 300_000, "crash_s": 3.0, "diary": str(diary)})
     eventually(lambda: len(task.status().steps) == 2)
     with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
@@ -112,10 +92,10 @@ def test_a_large_result_is_kept_beside_the_journal_and_comes_back_after_a_crash(
 
 
 def test_a_call_that_nobody_saw_end_is_told_on_the_task_and_in_its_report(
-    fleet: BackgroundSupervisor, client: FleetClient, folder: Path
+    fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
 ) -> None:
     eventually(lambda: fleet.status("worker-1") == "ready")
-    task = client.submit("test.steps", {"count": 2, "step_s": 2.0, "diary": str(folder / "diary")})
+    task = client.submit("test.steps", {"count": 2, "step_s": 2.0, "diary": str(diaries / "diary")})
     eventually(lambda: task.status().steps)
     fleet.kill("worker-1", signal.SIGKILL)
     assert task.result(60) == [0, 1]

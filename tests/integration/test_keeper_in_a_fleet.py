@@ -3,7 +3,7 @@
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -12,7 +12,7 @@ import pytest
 
 from shared.client import FleetClient
 from shared.contracts import tick_task_id
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, StartFleet
 from tests.integration.keeping import keeper_process
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
@@ -24,25 +24,9 @@ STANDING = """
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    more = {**QUICK, "FLEET_LEDGER_SUSPEND_AFTER_S": "0.5"}
-    with fleet_of(2, folder=run_folder(), more=more) as started:
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    with start_fleet(2, more={**QUICK, "FLEET_LEDGER_SUSPEND_AFTER_S": "0.5"}) as started:
         yield started
-
-
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def diary(run_folder: Callable[[], Path]) -> Path:
-    folder = run_folder()
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder / "diary"
 
 
 def ask(fleet: BackgroundSupervisor, statement: str, *values: object) -> list[tuple[object, ...]]:

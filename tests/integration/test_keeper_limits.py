@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid4
 
 from shared.contracts import FleetHeader, TaskMessage
@@ -27,6 +28,11 @@ class Hand:
     id: UUID
     runs: Runs
     commit: GroupCommit
+
+    def asks(self, slots: int) -> Any:
+        """What it polls for."""
+        agents = ["test.echo", "test.parent", "test.child", "test.full", "test.one"]
+        return {"worker": self.id, "agents": agents, "priority": "normal", "slots": slots}
 
 
 @asynccontextmanager
@@ -60,7 +66,7 @@ async def test_what_a_limit_holds_runs_only_as_the_keeper_releases_it(database: 
         messages = [TaskMessage("test.echo", fleet=FleetHeader(tenant="small")) for _ in range(5)]
         await accept(keeper.door, *messages)
         assert [await worker.runs.claim(one) for one in messages] == [None] * 5
-        assert await poll_held(keeper.door, worker=worker.id, priority="normal", slots=9) == []
+        assert await poll_held(keeper.door, **worker.asks(9)) == []
         assert await keeper.ledger.release() == 0.2
         first = await keeper.sent()
         assert len(first) == 2
@@ -87,8 +93,8 @@ async def test_a_limit_is_never_exceeded_by_several_workers_and_everything_runs(
                 try:
                     claims.append(await me.runs.claim(TaskMessage("test.echo", id=queue.get_nowait())))
                 except asyncio.QueueEmpty:
-                    lost = await poll_lost(keeper.door, worker=me.id, priority="normal", slots=2, lost_after_s=0)
-                    held = await poll_held(keeper.door, worker=me.id, priority="normal", slots=2)
+                    lost = await poll_lost(keeper.door, **me.asks(2), lost_after_s=0)
+                    held = await poll_held(keeper.door, **me.asks(2))
                     claims += [polled.claim for polled in (*lost, *held)]
                 for claim in filter(None, claims):
                     await asyncio.sleep(0.005)
@@ -153,11 +159,11 @@ async def test_released_tasks_are_left_to_polling_workers_while_the_broker_is_aw
         keeper.break_broker()
         await keeper.ledger.release()
         await keeper.sent()
-        polled = await poll_lost(keeper.door, worker=worker.id, priority="normal", slots=5, lost_after_s=0)
+        polled = await poll_lost(keeper.door, **worker.asks(5), lost_after_s=0)
         assert len(polled) == 1
         assert polled[0].claim.task_id in held
         await keeper.ledger.release()
-        assert await poll_lost(keeper.door, worker=worker.id, priority="normal", slots=5, lost_after_s=0) == []
+        assert await poll_lost(keeper.door, **worker.asks(5), lost_after_s=0) == []
 
 
 async def test_a_lower_limit_calls_back_what_was_released_and_not_begun(database: Database) -> None:

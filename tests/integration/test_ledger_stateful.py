@@ -53,6 +53,7 @@ DEATHS = [
     "leave",
     "spend a deadline and begin anew",
     "start workers anew",
+    *["lose an answer"] * 3,
 ]
 KEEPING = ["let time pass", "keep", "tell the parent"]
 RACES = ["two claim at once", "a signal comes while a run is put down", "calls end while their worker is buried"]
@@ -285,6 +286,7 @@ class LedgerMachine(LedgerMoves):
         if not calling or not self.model.workers[worker.id].may_write:
             return
         self.silence(worker)
+        worker.commit.loses_next = False
         ends = [run.end(well=True) for run in calling]
         taken, *seen = self.rig.run(at_once(bury(self.rig.database, [worker.id], dead_after_s=60), *ends))
         for run, what in zip(calling, seen, strict=True):
@@ -344,7 +346,7 @@ class LedgerMachine(LedgerMoves):
     def _poll(self, worker: LiveWorker, *, slots: int) -> None:
         held = set().union(*self.model.held().values())
         expected = self.model.polled(slots) if self.model.workers[worker.id].state == "alive" else 0
-        polled = self.rig.run(poll_held(self.rig.database, worker=worker.id, priority="normal", slots=slots))
+        polled = self.rig.run(poll_held(self.rig.database, **worker.asks(slots)))
         assert len(polled) == expected
         assert {one.claim.task_id for one in polled} <= held
         self.polled(worker, polled)
@@ -352,7 +354,7 @@ class LedgerMachine(LedgerMoves):
     def _poll_for_lost_messages(self, worker: LiveWorker, *, slots: int) -> None:
         there = self.model.published()
         expected = min(slots, len(there)) if self.model.workers[worker.id].state == "alive" else 0
-        work = poll_lost(self.rig.database, worker=worker.id, priority="normal", slots=slots, lost_after_s=0)
+        work = poll_lost(self.rig.database, **worker.asks(slots), lost_after_s=0)
         polled = self.rig.run(work)
         assert len(polled) == expected
         assert {one.claim.task_id for one in polled} <= there

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
@@ -46,17 +46,6 @@ async def redis(knobs: MemoryKnobs) -> AsyncIterator[Redis]:
 @pytest.fixture
 def memory(engine: AsyncEngine, redis: Redis, knobs: MemoryKnobs) -> SessionMemory:
     return SessionMemory(PostgresTruth(engine), RedisCache(redis, knobs=knobs), knobs=knobs)
-
-
-@pytest.fixture
-def breakable(servers: BackgroundSupervisor) -> Iterator[BackgroundSupervisor]:
-    """The servers, with Redis as it was afterwards."""
-    servers.suspend("redis")
-    yield servers
-    if servers.status("redis") == "ready":
-        servers.thaw("redis")
-    servers.resume("redis")
-    servers.wait_ready("redis")
 
 
 class TestSessionMemoryOverServers(SessionSuite):

@@ -12,7 +12,7 @@ import pytest
 
 from shared.client import FleetClient
 from shared.contracts import QUEUES, Priority
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, StartFleet
 from tests.integration.live import eventually
 from tests.integration.load import celery_of, send_plain, started_at
 from workers.ops.background import BackgroundSupervisor
@@ -23,25 +23,10 @@ SLOTS = 4
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
     agents = {"FLEET_AGENTS": "tests.integration.diary_agents", "FLEET_WORKER_CONCURRENCY": str(SLOTS)}
-    with fleet_of(0, folder=run_folder(), more={**QUICK, **agents}) as started:
+    with start_fleet(0, more={**QUICK, **agents}) as started:
         yield started
-
-
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def diary(run_folder: Callable[[], Path]) -> str:
-    folder = run_folder()
-    folder.mkdir()
-    folder.chmod(0o777)
-    return str(folder / "diary")
 
 
 @pytest.fixture
@@ -62,10 +47,10 @@ def worker(fleet: BackgroundSupervisor) -> Iterator[Callable[..., str]]:
         fleet.remove(name)
 
 
-def submit_each(client: FleetClient, diary: str, count: int, *, seconds: float = 0.0) -> dict[Priority, list[UUID]]:
+def submit_each(client: FleetClient, diary: Path, count: int, *, seconds: float = 0.0) -> dict[Priority, list[UUID]]:
     return {
         priority: [
-            client.submit("diary.start", {"diary": diary, "number": n, "seconds": seconds}, priority=priority).id
+            client.submit("diary.start", {"diary": str(diary), "number": n, "seconds": seconds}, priority=priority).id
             for n in range(count)
         ]
         for priority in QUEUES
@@ -79,7 +64,7 @@ def hold(fleet: BackgroundSupervisor) -> None:
 
 
 def test_a_worker_serves_the_queues_that_it_was_given_and_no_other(
-    fleet: BackgroundSupervisor, client: FleetClient, diary: str, worker: Callable[..., str]
+    fleet: BackgroundSupervisor, client: FleetClient, diary: Path, worker: Callable[..., str]
 ) -> None:
     worker("-Q", "agent.tasks.batch")
     tasks = submit_each(client, diary, 3)
@@ -92,12 +77,13 @@ def test_a_worker_serves_the_queues_that_it_was_given_and_no_other(
 
 
 def test_a_plain_celery_message_has_the_priority_of_its_queue(
-    fleet: BackgroundSupervisor, client: FleetClient, diary: str, worker: Callable[..., str]
+    fleet: BackgroundSupervisor, client: FleetClient, diary: Path, worker: Callable[..., str]
 ) -> None:
     worker()
     celery = celery_of(fleet)
     sent = {
-        priority: send_plain(celery, "diary.start", priority=priority, diary=diary, number=1) for priority in QUEUES
+        priority: send_plain(celery, "diary.start", priority=priority, diary=str(diary), number=1)
+        for priority in QUEUES
     }
     celery.close()
     eventually(lambda: len(started_at(fleet, list(sent.values()))) == 3)
@@ -106,7 +92,7 @@ def test_a_plain_celery_message_has_the_priority_of_its_queue(
 
 @pytest.mark.parametrize("way", ["messages", "held"])
 def test_one_worker_shares_its_slots_by_weight_and_starves_nobody(
-    way: str, fleet: BackgroundSupervisor, client: FleetClient, diary: str, worker: Callable[..., str]
+    way: str, fleet: BackgroundSupervisor, client: FleetClient, diary: Path, worker: Callable[..., str]
 ) -> None:
     tasks = submit_each(client, diary, EACH, seconds=0.1)
     if way == "held":

@@ -1,7 +1,6 @@
 """A task of a producer's own transaction exists if, and only if, that transaction commits."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
@@ -10,21 +9,14 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from shared.client import FleetClient
 from shared.errors import BadInput, UnknownTask
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, StartFleet
 from workers.ops.background import BackgroundSupervisor
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(1, folder=run_folder(), more=QUICK) as started:
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    with start_fleet(1, more=QUICK) as started:
         yield started
-
-
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
 
 
 @pytest.fixture

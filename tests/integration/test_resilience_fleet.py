@@ -15,20 +15,12 @@ Start = Callable[..., GateFleet]
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[OwnRedis]:
-    server = OwnRedis(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def start(redis: OwnRedis, tmp_path: Path) -> Iterator[Start]:
+def start(own_redis: OwnRedis, tmp_path: Path) -> Iterator[Start]:
     """Start twelve workers; wait until all have called."""
     fleets = []
 
     def started(*, skews: tuple[str | None, ...] = (None,), **config: Any) -> GateFleet:
-        context = running(tmp_path, {"redis_url": redis.url, **config})
+        context = running(tmp_path, {"redis_url": own_redis.url, **config})
         fleet = context.__enter__()
         fleets.append(context)
         for skew in skews:

@@ -1,6 +1,7 @@
 """One connection for many callers: everybody gets the own answer, whoever gives up or is cut off meanwhile."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -67,6 +68,37 @@ async def test_a_lost_connection_fails_those_who_wait_and_the_next_question_conn
     with pytest.raises(RedisError):
         await waiting
     assert await line.ask(echo("again")) == [b"again"]
+
+
+async def test_a_caller_that_gives_up_while_the_line_connects_leaves_no_connection_behind() -> None:
+    greeted, left = asyncio.Event(), asyncio.Event()
+
+    async def never_answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(100):
+            greeted.set()
+        writer.close()
+        left.set()
+
+    async with await asyncio.start_server(never_answers, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        line = Line(open_redis(StoreKnobs(redis_url=f"redis://127.0.0.1:{port}/0", timeout_s=60.0)))
+        asking = asyncio.create_task(line.ask(echo("x")))
+        await greeted.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        gc.collect()  # what was left to the collector would warn
+        await asyncio.wait_for(left.wait(), 30)
+
+
+async def test_a_line_that_is_closed_while_it_connects_stays_closed(line: Line) -> None:
+    asking = asyncio.create_task(line.ask(echo("x")))
+    await asyncio.sleep(0)
+    await line.aclose()
+    for late in (asking, line.ask(echo("y"))):
+        with pytest.raises(RedisError, match="closed"):
+            await late
+    gc.collect()
 
 
 def test_a_line_outlives_its_event_loop(url: str) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,21 +22,15 @@ BREAKER = {"open_s": 0.5, "open_max_s": 1.0, "jitter": 0.1, "probe_lease_s": 2.0
 RULES = KeyRules(breaker=BreakerKnobs(open_s=0.3, jitter=0.0))
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[OwnRedis]:
-    server = OwnRedis(tmp_path)
-    server.start()
-    yield server
-    server.kill()
-
-
-def test_twelve_processes_go_on_without_redis_and_agree_again_when_it_is_back(redis: OwnRedis, tmp_path: Path) -> None:
-    config = {"redis_url": redis.url, "what": "probing", "breaker": BREAKER, "call_s": 0.1, "slots": 1}
+def test_twelve_processes_go_on_without_redis_and_agree_again_when_it_is_back(
+    own_redis: OwnRedis, tmp_path: Path
+) -> None:
+    config = {"redis_url": own_redis.url, "what": "probing", "breaker": BREAKER, "call_s": 0.1, "slots": 1}
     with running(tmp_path, config) as fleet:
         fleet.start(12)
         fleet.begin()
         within(60.0, lambda: fleet.callers() == 12, "all workers call")
-        redis.kill()
+        own_redis.kill()
         lost = len(fleet.calls())
         within(5.0, lambda: len(fleet.calls(mode="alone")) > 100, "calls go on, every process alone")
         assert len(fleet.calls()) > lost
@@ -48,7 +41,7 @@ def test_twelve_processes_go_on_without_redis_and_agree_again_when_it_is_back(re
         assert max(each.values()) <= 6, "each process's own breaker opens after five failures"
         assert max(Counter(one["pid"] for one in alone if one["is_probe"]).values()) <= 3 * 5
         fleet.set("up")
-        redis.start()
+        own_redis.start()
         within(5.0, lambda: {one["mode"] for one in fleet.calls()[-12:]} == {"shared"}, "Redis is used again")
         fleet.set("down")
         within(10.0, lambda: len(fleet.rounds(state="down", mode="shared")) >= 3, "rounds of probes")
@@ -61,11 +54,11 @@ def test_twelve_processes_go_on_without_redis_and_agree_again_when_it_is_back(re
     assert log.count("Traceback") == 0, log
 
 
-async def test_a_redis_that_hangs_delays_one_call_and_then_nobody(redis: OwnRedis) -> None:
-    store = open_gate_store(StoreKnobs(redis_url=redis.url, timeout_s=0.25, rest_s=1.0))
+async def test_a_redis_that_hangs_delays_one_call_and_then_nobody(own_redis: OwnRedis) -> None:
+    store = open_gate_store(StoreKnobs(redis_url=own_redis.url, timeout_s=0.25, rest_s=1.0))
     gate = Gate(store, lambda _: RULES)
     await (await gate.admit("k")).settle("ok")
-    redis.signal(signal.SIGSTOP)
+    own_redis.signal(signal.SIGSTOP)
     waits = []
     for _ in range(20):
         began = time.monotonic()
@@ -74,16 +67,16 @@ async def test_a_redis_that_hangs_delays_one_call_and_then_nobody(redis: OwnRedi
         await permit.settle("ok")
         waits.append(time.monotonic() - began)
     assert sum(wait > 0.1 for wait in waits) == 1 and max(waits) < 0.6, waits
-    redis.signal(signal.SIGCONT)
+    own_redis.signal(signal.SIGCONT)
     await asyncio.sleep(1.1)
     assert (await gate.admit("k")).mode == "shared"
     await gate.aclose()
 
 
-async def test_a_call_admitted_by_redis_and_ended_without_it_teaches_this_process(redis: OwnRedis) -> None:
-    gate = Gate(open_gate_store(StoreKnobs(redis_url=redis.url)), lambda _: RULES)
+async def test_a_call_admitted_by_redis_and_ended_without_it_teaches_this_process(own_redis: OwnRedis) -> None:
+    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url)), lambda _: RULES)
     permits = [await gate.admit("k") for _ in range(5)]
-    redis.kill()
+    own_redis.kill()
     with capture_logs() as logs:
         for permit in permits:
             await permit.settle("failure", seconds=0.1)
@@ -95,19 +88,19 @@ async def test_a_call_admitted_by_redis_and_ended_without_it_teaches_this_proces
     await gate.aclose()
 
 
-async def test_budgets_go_on_from_what_was_last_heard_of_them(redis: OwnRedis) -> None:
+async def test_budgets_go_on_from_what_was_last_heard_of_them(own_redis: OwnRedis) -> None:
     run = Budget(level="run", name="r", tokens=1000)
-    gate = Gate(open_gate_store(StoreKnobs(redis_url=redis.url)), lambda _: RULES)
+    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url)), lambda _: RULES)
     await (await gate.admit("k", tokens_in=700, budgets=(run,))).settle("ok")
-    redis.kill()
+    own_redis.kill()
     permit = await gate.admit("k", tokens_in=100, budgets=(run,))
     assert permit.mode == "alone" and permit.budget_left[0].tokens == 200
     await permit.cancel()
     await gate.aclose()
 
 
-async def test_a_cancelled_question_keeps_no_place(redis: OwnRedis) -> None:
-    gate = Gate(open_gate_store(StoreKnobs(redis_url=redis.url, timeout_s=2.0)), lambda _: RULES)
+async def test_a_cancelled_question_keeps_no_place(own_redis: OwnRedis) -> None:
+    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url, timeout_s=2.0)), lambda _: RULES)
     await (await gate.admit("k")).settle("ok")
     for turns in range(60):
         call = asyncio.create_task(gate.admit("k"))
@@ -123,17 +116,17 @@ async def test_a_cancelled_question_keeps_no_place(redis: OwnRedis) -> None:
     await gate.aclose()
 
 
-def test_a_breaker_of_threads_goes_on_without_redis(redis: OwnRedis) -> None:
-    breaker = FleetBreaker("k", store=open_blocking_store(StoreKnobs(redis_url=redis.url)))
+def test_a_breaker_of_threads_goes_on_without_redis(own_redis: OwnRedis) -> None:
+    breaker = FleetBreaker("k", store=open_blocking_store(StoreKnobs(redis_url=own_redis.url)))
     assert breaker.call(lambda: "here") == "here"
     assert breaker.get_stats()["shared"] is True
-    redis.kill()
+    own_redis.kill()
     assert breaker.call(lambda: "alone") == "alone"
     assert breaker.get_stats()["shared"] is False
 
 
-def test_two_breakers_of_threads_share_what_they_know(redis: OwnRedis) -> None:
-    knobs = StoreKnobs(redis_url=redis.url, timeout_s=2.0)
+def test_two_breakers_of_threads_share_what_they_know(own_redis: OwnRedis) -> None:
+    knobs = StoreKnobs(redis_url=own_redis.url, timeout_s=2.0)
     ours, theirs = (FleetBreaker("k", store=open_blocking_store(knobs)) for _ in range(2))
 
     def fails() -> None:

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from shared.client import FleetClient
-from tests.integration.fleets import client_of, fleet_of
+from tests.integration.fleets import StartFleet
 from tests.integration.live import eventually
 from tests.integration.worker_of import own_worker
 from workers.ops.background import BackgroundSupervisor
@@ -30,25 +30,10 @@ GAPS = """
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
     more = {"FLEET_AGENTS": "tests.integration.diary_agents", "FLEET_WORKER_DRAIN_S": str(DRAIN_S)}
-    with fleet_of(WORKERS, folder=run_folder(), more=more) as started:
+    with start_fleet(WORKERS, more=more) as started:
         yield started
-
-
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def diary(run_folder: Callable[[], Path]) -> Path:
-    folder = run_folder()
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder / "diary"
 
 
 def test_a_rolling_restart_of_all_workers_under_load(

@@ -2,39 +2,29 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
 from shared.client import FleetClient
 from shared.errors import ResultPending, TaskFailed
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, StartFleet
 from tests.integration.live import eventually
 from tests.integration.terminal import fleet_json
 from workers.ops.background import BackgroundSupervisor
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(1, folder=run_folder(), more=QUICK) as started:
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    with start_fleet(1, more=QUICK) as started:
         yield started
         verdict = fleet_json("verify", "--grace-s", "10", env=started.env)
         assert verdict["holds"] is True, verdict
 
 
 @pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def diary(run_folder: Callable[[], Path]) -> str:
-    """A file that workers, who are other users, can write."""
-    folder = run_folder().parent
-    folder.chmod(0o777)
-    return str(folder / uuid4().hex)
+def diary(diaries: Path) -> str:
+    return str(diaries / "diary")
 
 
 def written(diary: str) -> list[str]:

@@ -1,8 +1,6 @@
 """Cancel, signal, resume, replay and fork as producers see them, on a real ledger; the worker is played by hand."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -27,42 +25,27 @@ from shared.ledger.sealed_input import open_input
 from shared.ledger.suspension import Suspended, Suspension
 from shared.ledger.vault import Vault, step_role
 from shared.ledger.vault_knobs import KEY_BYTES, MasterKey
-from tests.integration.by_hand import ByHand, by_hand
-from tests.integration.fleets import client_of
-from tests.integration.live import Database
+from tests.integration.by_hand import ByHand
 from workers.ops.background import BackgroundSupervisor
 
 
 @pytest.fixture
-async def client(servers: BackgroundSupervisor, database: Database) -> AsyncIterator[FleetClient]:
-    client = client_of(servers, db_url=database.url, ledger=LedgerKnobs(fair_window=5, input_max_bytes=1000))
-    yield client
-    await client.aclose()
-    await asyncio.to_thread(client.close)
+def ledger_knobs() -> LedgerKnobs:
+    return LedgerKnobs(fair_window=5, input_max_bytes=1000)
 
 
-@pytest.fixture
-async def worker(database: Database) -> AsyncIterator[ByHand]:
-    async with by_hand(database.url) as worker:
-        yield worker
-
-
-async def submitted(client: FleetClient, **how: Any) -> UUID:
-    return (await client.asubmit("a", {"x": 1}, **how)).id
-
-
-async def facts(worker: ByHand, task_id: UUID) -> Any:
-    return (await worker.all("SELECT * FROM tasks WHERE id = :id", id=task_id))[0]
+async def submitted(producer: FleetClient, **how: Any) -> UUID:
+    return (await producer.asubmit("a", {"x": 1}, **how)).id
 
 
 async def unchanged(worker: ByHand, task_id: UUID, before: Any) -> bool:
-    return tuple(await facts(worker, task_id)) == tuple(before)
+    return tuple(await worker.row(task_id)) == tuple(before)
 
 
 async def test_a_cancel_ends_what_waits_at_once_and_asks_what_runs(
-    client: FleetClient, worker: ByHand, servers: BackgroundSupervisor
+    producer: FleetClient, worker: ByHand, servers: BackgroundSupervisor
 ) -> None:
-    parent = await submitted(client)
+    parent = await submitted(producer)
     claim = await worker.claim(parent)
     queued, running = [await worker.spawn(parent) for _ in range(2)]
     grandchild = await worker.spawn(running)
@@ -70,55 +53,55 @@ async def test_a_cancel_ends_what_waits_at_once_and_asks_what_runs(
     async with Redis.from_url(servers.redis_url) as redis, redis.pubsub() as listener:
         await listener.subscribe(CANCEL_CHANNEL)
         await listener.get_message(timeout=5)
-        view = await client.acancel(parent)
+        view = await producer.acancel(parent)
         heard = {(await listener.get_message(timeout=5))["data"].decode() for _ in range(2)}
     assert heard == {str(parent), str(running)}
     assert (view.state, view.condition) == ("running", "asked to stop")
     states = {child.id: child.state for child in view.children}
     assert states == {queued: "cancelled", running: "running"}
-    below = await client.astatus(grandchild)
+    below = await producer.astatus(grandchild)
     assert (below.state, below.error) == (
         "cancelled", {"code": "task_cancelled", "message": "the task was cancelled with its parent"}
     )  # fmt: skip
     assert await worker.try_claim(queued) is None
     assert await worker.wait(claim, kind="sleep", wait_s=60) == "cancelled", "a cancelled run is not put down"
     with pytest.raises(TaskCancelled, match="the task was cancelled"):
-        await client.aresult(parent, 1)
+        await producer.aresult(parent, 1)
 
 
-async def test_a_cancelled_child_wakes_its_waiting_parent(client: FleetClient, worker: ByHand) -> None:
-    parent = await submitted(client)
+async def test_a_cancelled_child_wakes_its_waiting_parent(producer: FleetClient, worker: ByHand) -> None:
+    parent = await submitted(producer)
     claim = await worker.claim(parent)
     one, other = [await worker.spawn(parent) for _ in range(2)]
-    assert await worker.wait(claim, kind="children", children=(str(one), str(other))) == "waiting"
-    await client.acancel(one)
-    assert (await client.astatus(parent)).condition == "waiting for 2 children"
-    await client.acancel(other)
-    assert (await client.astatus(parent)).state == "queued"
+    assert await worker.wait(claim, kind="children", children=((str(one), str(other)),)) == "waiting"
+    await producer.acancel(one)
+    assert (await producer.astatus(parent)).condition == "waiting for 2 children"
+    await producer.acancel(other)
+    assert (await producer.astatus(parent)).state == "queued"
     assert (await worker.claim(parent)).attempt == 1
 
 
-async def test_a_second_cancel_is_a_clear_answer_and_changes_nothing(client: FleetClient, worker: ByHand) -> None:
-    waiting, running, done = [await submitted(client) for _ in range(3)]
+async def test_a_second_cancel_is_a_clear_answer_and_changes_nothing(producer: FleetClient, worker: ByHand) -> None:
+    waiting, running, done = [await submitted(producer) for _ in range(3)]
     await worker.claim(running)
     await worker.runs.succeed(await worker.claim(done), "ok", {})
     for task_id in (waiting, running):
-        await client.acancel(task_id)
+        await producer.acancel(task_id)
     for task_id, told in [
         (waiting, "is cancelled already"),
         (running, r"was asked to stop \d\.\d s ago already"),
         (done, "has succeeded: there is nothing left to cancel"),
     ]:
-        before = await facts(worker, task_id)
+        before = await worker.row(task_id)
         with pytest.raises(WrongState, match=told):
-            await client.acancel(task_id)
+            await producer.acancel(task_id)
         assert await unchanged(worker, task_id, before)
 
 
-async def test_a_signal_is_kept_before_the_wait_and_wakes_during_it(client: FleetClient, worker: ByHand) -> None:
-    task = await submitted(client)
+async def test_a_signal_is_kept_before_the_wait_and_wakes_during_it(producer: FleetClient, worker: ByHand) -> None:
+    task = await submitted(producer)
     claim = await worker.claim(task)
-    assert (await client.asignal(task, "approval", {"by": "ann"})).state == "running"
+    assert (await producer.asignal(task, "approval", {"by": "ann"})).state == "running"
     journal = await worker.journal(claim)
 
     async def look() -> Look:
@@ -133,23 +116,23 @@ async def test_a_signal_is_kept_before_the_wait_and_wakes_during_it(client: Flee
         suspension=Suspension(kind="signal", signals=("approval",)), expired=lambda: None,
     )  # fmt: skip
     assert got == {"by": "ann"}
-    wakes = (await facts(worker, task)).wakes
+    wakes = (await worker.row(task)).wakes
     assert await worker.runs.suspend(claim, Suspension(kind="signal", signals=("go", "stop"), seen_wakes=wakes))
-    assert (await client.astatus(task)).condition == "waiting for signal go, stop"
-    assert (await client.asignal(task, "other")).state == "waiting"
-    woken = await client.asignal(task, "go")
+    assert (await producer.astatus(task)).condition == "waiting for signal go, stop"
+    assert (await producer.asignal(task, "other")).state == "waiting"
+    woken = await producer.asignal(task, "go")
     assert (woken.state, woken.wake_at, woken.waiting_for) == ("queued", None, None)
-    assert (await facts(worker, task)).published_at is not None
+    assert (await worker.row(task)).published_at is not None
     assert (await worker.claim(task)).epoch > claim.epoch
 
 
-async def test_bad_signals_are_named_errors(client: FleetClient, worker: ByHand) -> None:
-    done, task = [await submitted(client) for _ in range(2)]
+async def test_bad_signals_are_named_errors(producer: FleetClient, worker: ByHand) -> None:
+    done, task = [await submitted(producer) for _ in range(2)]
     await worker.runs.succeed(await worker.claim(done), "ok", {})
     with pytest.raises(WrongState, match="has succeeded: nobody will wait for signal 'go' any more"):
-        await client.asignal(done, "go")
+        await producer.asignal(done, "go")
     with pytest.raises(UnknownTask):
-        await client.asignal(uuid4(), "go")
+        await producer.asignal(uuid4(), "go")
     for name, payload in [
         ("", 1),
         ("x" * 201, 1),
@@ -159,15 +142,15 @@ async def test_bad_signals_are_named_errors(client: FleetClient, worker: ByHand)
         ("go", float("nan")),
     ]:
         with pytest.raises(BadInput):
-            await client.asignal(task, name, payload)
+            await producer.asignal(task, name, payload)
     assert await worker.all("SELECT * FROM signals") == []
 
 
 async def test_a_task_parked_by_a_changed_step_goes_on_with_the_old_result_or_a_new_one(
-    client: FleetClient, worker: ByHand
+    producer: FleetClient, worker: ByHand
 ) -> None:
     for on_change, answer in [("reuse", "old"), ("rerun", "new")]:
-        task = await submitted(client)
+        task = await submitted(producer)
         claim = await worker.claim(task)
 
         async def ask(claim: Any, request: str, answer: str) -> Any:
@@ -186,38 +169,40 @@ async def test_a_task_parked_by_a_changed_step_goes_on_with_the_old_result_or_a_
         assert await worker.runs.release(claim) == "queued"
         assert await ask(await worker.claim(task), "two", "unheard") == "parked"
         with pytest.raises(BadInput, match="on_change must be"):
-            await client.aresume(task, "maybe")  # type: ignore[arg-type]
-        view = await client.aresume(task, on_change)  # type: ignore[arg-type]
+            await producer.aresume(task, "maybe")  # type: ignore[arg-type]
+        view = await producer.aresume(task, on_change)  # type: ignore[arg-type]
         assert (view.state, view.error) == ("queued", None)
         assert await ask(await worker.claim(task), "two", "new") == answer
-        assert (await client.astatus(task)).repeated_steps == 0
+        assert (await producer.astatus(task)).repeated_steps == 0
 
 
 async def test_only_a_parked_task_can_be_resumed_and_only_a_changed_step_settled(
-    client: FleetClient, worker: ByHand
+    producer: FleetClient, worker: ByHand
 ) -> None:
-    task = await submitted(client)
+    task = await submitted(producer)
     with pytest.raises(WrongState, match="is queued: only a parked task can be resumed"):
-        await client.aresume(task)
+        await producer.aresume(task)
     gone = FleetError("no worker offers agent 'a' any more").as_dict()
     await worker.runs.suspend(await worker.claim(task), Suspension(state="parked", error=gone))
-    before = await facts(worker, task)
+    before = await worker.row(task)
     with pytest.raises(BadInput, match="is not parked because a step changed"):
-        await client.aresume(task, "reuse")
+        await producer.aresume(task, "reuse")
     assert await unchanged(worker, task, before)
-    assert (await client.aresume(task)).state == "queued"
+    assert (await producer.aresume(task)).state == "queued"
     with pytest.raises(UnknownTask):
-        await client.aresume(uuid4())
+        await producer.aresume(uuid4())
 
 
-async def test_a_replay_tries_the_failed_step_again_and_pays_for_no_other(client: FleetClient, worker: ByHand) -> None:
-    task = await submitted(client, deadline_s=100)
+async def test_a_replay_tries_the_failed_step_again_and_pays_for_no_other(
+    producer: FleetClient, worker: ByHand
+) -> None:
+    task = await submitted(producer, deadline_s=100)
     claim, refused = await worker.claim(task), LLMRefused("the endpoint said no")
     with pytest.raises(LLMRefused):
         await worker.steps(claim, "one", "two", "three", fails=refused)
     await worker.runs.fail(claim, refused, {})
-    before = await client.astatus(task)
-    view = await client.areplay(task)
+    before = await producer.astatus(task)
+    view = await producer.areplay(task)
     assert (view.state, view.attempt, view.error, view.finished_at) == ("queued", 0, None, None)
     assert view.deadline_at is not None
     assert before.deadline_at is not None
@@ -226,73 +211,75 @@ async def test_a_replay_tries_the_failed_step_again_and_pays_for_no_other(client
     assert await worker.steps(await worker.claim(task), "one", "two", "three") == ["three"]
 
 
-async def test_a_replay_from_a_step_does_it_and_what_followed_again(client: FleetClient, worker: ByHand) -> None:
-    task = await submitted(client)
+async def test_a_replay_from_a_step_does_it_and_what_followed_again(producer: FleetClient, worker: ByHand) -> None:
+    task = await submitted(producer)
     claim = await worker.claim(task)
     await worker.steps(claim, "one", "two", "two", "three")
     await worker.runs.fail(claim, FleetError("broken"), {})
-    before = await facts(worker, task)
+    before = await worker.row(task)
     with pytest.raises(BadInput, match="there is no step 'four' to begin from; the task has one, two, two#1, three"):
-        await client.areplay(task, "four")
+        await producer.areplay(task, "four")
     assert await unchanged(worker, task, before)
-    looked = await client.apreview(task, "two#1")
+    looked = await producer.apreview(task, "two#1")
     assert ([one.label for one in looked.kept], [one.label for one in looked.again]) == (
         ["one", "two"],
         ["two#1", "three"],
     )
-    await client.areplay(task, "two#1")
+    await producer.areplay(task, "two#1")
     assert await worker.steps(await worker.claim(task), "one", "two", "two", "three") == ["two", "three"]
 
 
-async def test_a_cancelled_tree_is_replayed_as_a_tree(client: FleetClient, worker: ByHand) -> None:
-    parent = await submitted(client)
+async def test_a_cancelled_tree_is_replayed_as_a_tree(producer: FleetClient, worker: ByHand) -> None:
+    parent = await submitted(producer)
     await worker.claim(parent)
     done, cut = [await worker.spawn(parent) for _ in range(2)]
     await worker.runs.succeed(await worker.claim(done), "ok", {})
     await worker.do("UPDATE tasks SET state = 'queued', worker_id = NULL WHERE id = :id", id=parent)
-    await client.acancel(parent)
-    view = await client.areplay(parent)
+    await producer.acancel(parent)
+    view = await producer.areplay(parent)
     assert (view.state, view.cancel_requested_at) == ("queued", None)
     assert {child.id: child.state for child in view.children} == {done: "succeeded", cut: "queued"}
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "succeeded"])
 async def test_only_what_failed_or_was_cancelled_can_be_replayed(
-    client: FleetClient, worker: ByHand, state: str
+    producer: FleetClient, worker: ByHand, state: str
 ) -> None:
-    task = await submitted(client)
+    task = await submitted(producer)
     if state != "queued":
         claim = await worker.claim(task)
     if state == "succeeded":
         await worker.runs.succeed(claim, 1, {})
-    before = await facts(worker, task)
+    before = await worker.row(task)
     with pytest.raises(WrongState, match=f"is {state}: only failed and cancelled tasks can be replayed"):
-        await client.areplay(task)
+        await producer.areplay(task)
     assert await unchanged(worker, task, before)
     with pytest.raises(UnknownTask):
-        await client.areplay(uuid4())
+        await producer.areplay(uuid4())
 
 
 async def test_a_fork_finds_the_steps_before_done_and_does_the_others_itself(
-    client: FleetClient, worker: ByHand
+    producer: FleetClient, worker: ByHand
 ) -> None:
-    task = await submitted(client, tenant="acme", session="s")
+    task = await submitted(producer, tenant="acme", session="s")
     claim = await worker.claim(task)
     await worker.steps(claim, "one", "two", "three")
-    forked = await client.afork(task, "three")
-    view = await client.astatus(forked.id)
+    forked = await producer.afork(task, "three")
+    view = await producer.astatus(forked.id)
     assert (view.forked_from, view.tenant, view.session, view.state) == (task, "acme", "s", "queued")
     assert [(step.name, step.usage) for step in view.steps] == [("one", None), ("two", None)], "the first one has paid"
     fresh = await worker.claim(forked.id)
     assert await worker.steps(fresh, "one", "two", "three") == ["three"]
     await worker.runs.succeed(fresh, "other", {})
-    assert await client.aresult(forked.id, 1) == "other"
-    assert (await client.astatus(task)).state == "running", "the original goes on"
-    assert (await client.astatus(forked.id)).repeated_steps == 0
+    assert await producer.aresult(forked.id, 1) == "other"
+    assert (await producer.astatus(task)).state == "running", "the original goes on"
+    assert (await producer.astatus(forked.id)).repeated_steps == 0
 
 
-async def test_large_results_go_with_a_fork_and_are_forgotten_by_a_replay(client: FleetClient, worker: ByHand) -> None:
-    task = await submitted(client)
+async def test_large_results_go_with_a_fork_and_are_forgotten_by_a_replay(
+    producer: FleetClient, worker: ByHand
+) -> None:
+    task = await submitted(producer)
     claim = await worker.claim(task)
     journal = await worker.journal(claim)
 
@@ -301,35 +288,35 @@ async def test_large_results_go_with_a_fork_and_are_forgotten_by_a_replay(client
 
     await journal.step("large", kind="step", request=[], call=large)
     await worker.runs.fail(claim, FleetError("broken"), {})
-    forked = await client.afork(task)
+    forked = await producer.afork(task)
 
     async def never() -> str:
         raise AssertionError("paid twice")
 
     again = await worker.journal(await worker.claim(forked.id))
     assert await again.step("large", kind="step", request=[], call=never) == "x" * 300_000
-    await client.areplay(task, "large")
+    await producer.areplay(task, "large")
     left = await worker.all("SELECT task_id FROM blobs")
     assert [row.task_id for row in left] == [forked.id]
 
 
-async def test_a_fork_of_a_sealed_task_is_sealed_for_itself(client: FleetClient, worker: ByHand) -> None:
-    vault = client._vault = Vault([MasterKey("k1", bytes(KEY_BYTES))])
-    task = await submitted(client)
+async def test_a_fork_of_a_sealed_task_is_sealed_for_itself(producer: FleetClient, worker: ByHand) -> None:
+    vault = producer._vault = Vault([MasterKey("k1", bytes(KEY_BYTES))])
+    task = await submitted(producer)
     await worker.steps(await worker.claim(task), "one")
     sealed = vault.seal({"said": "one"}, task_id=task, role=step_role("one", 0))
     await worker.do("UPDATE steps SET result = CAST(:sealed AS json)", sealed=json.dumps(sealed))
-    forked = await client.afork(task)
-    stored = (await facts(worker, forked.id)).input
+    forked = await producer.afork(task)
+    stored = (await worker.row(forked.id)).input
     assert open_input(vault, stored, task_id=forked.id) == ([], {"x": 1})
     (step,) = await worker.all("SELECT result FROM steps WHERE task_id = :id", id=forked.id)
     assert vault.open(step.result, task_id=forked.id, role=step_role("one", 0)) == {"said": "one"}
-    client._vault = Vault()
+    producer._vault = Vault()
     with pytest.raises(SealKeyUnknown):
-        await client.afork(task)
+        await producer.afork(task)
     assert [row.n for row in await worker.all("SELECT count(*) AS n FROM tasks")] == [2], "nothing is half forked"
 
 
-async def test_what_a_changed_step_says_is_what_a_resume_needs(client: FleetClient) -> None:
+async def test_what_a_changed_step_says_is_what_a_resume_needs(producer: FleetClient) -> None:
     error = StepChanged("changed", step="ask", ordinal=0, fingerprint="mark").as_dict()
     assert set(error["context"]) == {"step", "ordinal", "fingerprint"}

@@ -27,9 +27,22 @@ ENVIRONMENT = {
 }
 
 
+@pytest.fixture(scope="module")
+def used(run_folder: Callable[[], Path]) -> Path:
+    """A folder that one fleet after the other uses: only the first has to make its databases."""
+    return run_folder()
+
+
 @pytest.fixture
-def folder(run_folder: Callable[[], Path]) -> Iterator[Path]:
+def folder(used: Path) -> Iterator[Path]:
     """The folder of one fleet, which is down after the test whatever happened."""
+    yield used
+    fleet(used, "down")
+
+
+@pytest.fixture
+def new_folder(run_folder: Callable[[], Path]) -> Iterator[Path]:
+    """The same, never used before."""
     made = run_folder()
     yield made
     fleet(made, "down")
@@ -105,26 +118,26 @@ def test_supervisor_that_was_killed_is_reported_and_a_new_one_starts(folder: Pat
     assert fleet(folder, "down").returncode == 0
 
 
-def test_ctrl_c_stops_what_was_started_without_a_stack_trace(folder: Path) -> None:
+def test_ctrl_c_stops_what_was_started_without_a_stack_trace(new_folder: Path) -> None:
     starting = subprocess.Popen(
-        command(folder, *UP), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command(new_folder, *UP), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    eventually(lambda: RunDir(folder).read_state().get("servers"))
+    eventually(lambda: RunDir(new_folder).read_state().get("servers"))
     starting.send_signal(signal.SIGINT)
     _, said = starting.communicate()
     assert starting.returncode == 130
     assert "Traceback" not in said
     assert said.endswith("Interrupted: everything that had been started is stopped.\n")
-    assert supervisor_of(RunDir(folder)) is None
-    assert pids(folder) == []
+    assert supervisor_of(RunDir(new_folder)) is None
+    assert pids(new_folder) == []
 
 
-def test_supervisor_killed_in_the_middle_of_a_start_leaves_nothing_and_the_next_start_works(folder: Path) -> None:
+def test_supervisor_killed_in_the_middle_of_a_start_leaves_nothing_and_the_next_start_works(new_folder: Path) -> None:
     starting = subprocess.Popen(
-        command(folder, *UP), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command(new_folder, *UP), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    eventually(lambda: pids(folder))
-    processes, supervisor = pids(folder), supervisor_of(RunDir(folder))
+    eventually(lambda: pids(new_folder))
+    processes, supervisor = pids(new_folder), supervisor_of(RunDir(new_folder))
     assert supervisor
     send(supervisor, signal.SIGKILL)
     _, said = starting.communicate()
@@ -132,7 +145,7 @@ def test_supervisor_killed_in_the_middle_of_a_start_leaves_nothing_and_the_next_
     assert said.endswith("Error: The supervisor was killed by signal 9 before the fleet was ready.\n")
     assert processes
     eventually(lambda: not [process for process in processes if is_alive(process)])
-    assert fleet_json(folder, *UP)["healthy"]
+    assert fleet_json(new_folder, *UP)["healthy"]
 
 
 def test_wrong_knob_is_refused_with_its_variable(folder: Path) -> None:
@@ -150,8 +163,9 @@ def test_failed_start_is_one_sentence_and_leaves_nothing_running(folder: Path) -
     refused = fleet(Path("/proc/fleet"), *UP, "--json")
     assert refused.returncode == 2
     assert json.loads(refused.stderr)["error"]["code"] == "misconfigured"
-    fleet_json(folder, *UP)
-    fleet(folder, "down")
+    if not (folder / "data").exists():
+        fleet_json(folder, *UP)
+        fleet(folder, "down")
     cluster = folder / "data" / "postgres" / "cluster" / "PG_VERSION"
     cluster.write_text("7\n")
     broken = fleet(folder, *UP)

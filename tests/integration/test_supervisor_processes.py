@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
-from workers.ops.census import Identity, identify, is_alive, send
+from workers.ops.census import Identity, identify, is_alive, members, send
 from workers.ops.knobs import RestartPolicy
 from workers.ops.opening import open_site
 from workers.ops.probes import HttpProbe, Notified
@@ -186,6 +186,15 @@ def test_pid_that_was_reused_is_never_signalled() -> None:
     former = Identity(pid=me.pid, started_ticks=me.started_ticks - 1)
     assert not is_alive(former)
     assert send(former, signal.SIGKILL) is False
+
+
+def test_session_of_a_stranger_who_got_the_pid_of_a_dead_server_is_left_alone(toys: Toys) -> None:
+    toys.add(toy(NOTIFY + SLEEP))
+    stranger = identify(toys.pid("toy"))
+    assert stranger
+    assert members(stranger) == [stranger]
+    former = Identity(pid=stranger.pid, started_ticks=stranger.started_ticks - 1)
+    assert members(former) == []
 
 
 def test_probe_of_a_port_without_a_server_times_out_with_its_reason(toys: Toys) -> None:

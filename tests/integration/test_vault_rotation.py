@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,15 +12,16 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import func, insert, select, update
 
-from shared.contracts import TaskMessage
+from shared.contracts import TaskMessage, tick_task_id
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
 from shared.db.tables import blobs, signals, steps, tasks
 from shared.errors import Misconfigured, SealKeyUnknown
 from shared.ledger.rotation import Bookmark, Progress, rotate
 from shared.ledger.rows import accept_statement
-from shared.ledger.sealed_input import open_input, seal_message
-from shared.ledger.vault import OUTPUT, SEALED, Vault, blob_role, signal_role, step_role
+from shared.ledger.schedules import create_schedule, list_schedules
+from shared.ledger.sealed_input import open_input, seal_message, tick_input
+from shared.ledger.vault import OUTPUT, SEALED, Vault, blob_role, is_sealed, signal_role, step_role
 from shared.ledger.vault_knobs import MasterKey
 from tests.integration.live import Database as Place
 
@@ -159,8 +161,8 @@ async def test_a_row_that_a_worker_holds_is_left_and_found_by_the_next_pass(ledg
     held, free = await fill(ledger, BEFORE, count=2)
     async with ledger.unit() as worker:
         await worker.execute(select(tasks.c.id).where(tasks.c.id == held).with_for_update())
-        async with asyncio.timeout(10):  # it does not wait for the worker
-            first = await rotate(ledger, DURING)
+        async with asyncio.timeout(10):  # it does not wait for the worker; a task of its own: units in a unit join it
+            first = await asyncio.create_task(rotate(ledger, DURING))
         assert (first.left, first.rewrapped, first.still_under, first.is_complete) == (2, 10, {"first": 2}, False)
         fresh = BEFORE.seal("written meanwhile", task_id=held, role=OUTPUT)
         await worker.execute(update(tasks).where(tasks.c.id == held).values(output=fresh))
@@ -218,6 +220,19 @@ async def test_payloads_of_signals_are_rewrapped_too(ledger: Database) -> None:
     async with ledger.unit(mode="ro") as unit:
         found = (await unit.execute(select(signals.c.payload).order_by(signals.c.id))).scalars().all()
     assert [AFTER.open(one, task_id=task_id, role=role)["by"] for one in found] == ["Grace", "Ada"]
+
+
+async def test_schedules_are_put_under_the_new_key_too(ledger: Database) -> None:
+    for name in ("daily", "ünïcode \" '"):
+        await create_schedule(ledger, name=name, agent="a", cron="0 8 * * *", input={"by": "Grace"}, vault=BEFORE)
+    assert [is_sealed(one.input["kwargs"]) for one in await list_schedules(ledger)] == [True, True]
+    assert (await rotate(ledger, DURING, page_rows=1)).rewrapped == 2
+    for one in await list_schedules(ledger, vault=AFTER):
+        assert one.input == {"args": [], "kwargs": {"by": "Grace"}}
+    at = datetime(2027, 1, 1, 8, tzinfo=UTC)
+    for one in await list_schedules(ledger):
+        tick = tick_input(one.name, at, one.input)
+        assert open_input(AFTER, tick, task_id=tick_task_id(one.name, at)) == ([], {"by": "Grace"})
 
 
 async def test_without_a_key_there_is_nothing_to_rotate_to(ledger: Database) -> None:

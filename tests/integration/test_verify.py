@@ -2,15 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import pytest
 
 from shared.client import FleetClient
 from shared.ledger.invariants import INVARIANTS, Patience, Verdict, verify
-from tests.integration.by_hand import ByHand, by_hand
-from tests.integration.fleets import client_of
+from tests.integration.by_hand import ByHand
 from tests.integration.live import Database
 from tests.integration.terminal import fleet, fleet_json
 from workers.ops.background import BackgroundSupervisor
@@ -18,34 +16,20 @@ from workers.ops.background import BackgroundSupervisor
 AT_ONCE = Patience(dead_after_s=15, grace_s=0)
 
 
-@pytest.fixture
-async def client(servers: BackgroundSupervisor, database: Database) -> AsyncIterator[FleetClient]:
-    client = client_of(servers, db_url=database.url)
-    yield client
-    await client.aclose()
-    await asyncio.to_thread(client.close)
-
-
-@pytest.fixture
-async def worker(database: Database) -> AsyncIterator[ByHand]:
-    async with by_hand(database.url) as worker:
-        yield worker
-
-
-async def lively(client: FleetClient, worker: ByHand) -> dict[str, UUID]:
+async def lively(producer: FleetClient, worker: ByHand) -> dict[str, UUID]:
     """A ledger in which there is something of everything, by what it is."""
     names = ("queued", "running", "succeeded", "failed", "parked", "later", "asleep", "parent")
     delays = {"later": 3600.0}
-    ids = {name: (await client.asubmit("a", {}, delay_s=delays.get(name))).id for name in names}
+    ids = {name: (await producer.asubmit("a", {}, delay_s=delays.get(name))).id for name in names}
     claims = {name: await worker.claim(ids[name]) for name in names if name not in ("queued", "later")}
     await worker.steps(claims["running"], "one", "two")
     await worker.runs.succeed(claims["succeeded"], None, {})
     await worker.do("UPDATE tasks SET state = 'queued', worker_id = NULL WHERE id = :id", id=ids["failed"])
-    await client.acancel(ids["failed"])
+    await producer.acancel(ids["failed"])
     await worker.wait(claims["parked"], state="parked", error={"code": "x", "message": "why"})
     await worker.wait(claims["asleep"], kind="sleep", wait_s=60)
     ids["child"] = await worker.spawn(ids["parent"])
-    await worker.wait(claims["parent"], kind="children", children=(str(ids["child"]),))
+    await worker.wait(claims["parent"], kind="children", children=((str(ids["child"]),),))
     return ids
 
 
@@ -53,8 +37,8 @@ def broken(verdicts: list[Verdict]) -> dict[str, set[str | None]]:
     return {one.name: {violation.task_id for violation in one.violations} for one in verdicts if not one.holds}
 
 
-async def test_a_ledger_with_something_of_everything_is_sound(client: FleetClient, worker: ByHand) -> None:
-    await lively(client, worker)
+async def test_a_ledger_with_something_of_everything_is_sound(producer: FleetClient, worker: ByHand) -> None:
+    await lively(producer, worker)
     verdicts = await verify(worker.database, AT_ONCE)
     assert broken(verdicts) == {}
     assert len(verdicts) == len(INVARIANTS) >= 11
@@ -104,16 +88,16 @@ async def test_a_ledger_with_something_of_everything_is_sound(client: FleetClien
     ],
 )
 async def test_each_invariant_finds_what_breaks_it(
-    client: FleetClient, worker: ByHand, invariant: str, task: str, damage: str
+    producer: FleetClient, worker: ByHand, invariant: str, task: str, damage: str
 ) -> None:
-    ids = await lively(client, worker)
+    ids = await lively(producer, worker)
     await worker.do(damage, **({"id": ids[task]} if ":id" in damage else {}))
     found = broken(await verify(worker.database, AT_ONCE))
     assert found[invariant] == {str(ids[task])}
 
 
-async def test_limits_and_ticks_are_checked_too(client: FleetClient, worker: ByHand) -> None:
-    await lively(client, worker)
+async def test_limits_and_ticks_are_checked_too(producer: FleetClient, worker: ByHand) -> None:
+    await lively(producer, worker)
     await worker.do("INSERT INTO limits VALUES ('tenant', 'default', 0), ('agent', 'b', 0)")
     await worker.do(
         "INSERT INTO schedules (name, agent, input, tenant, cron, next_at, last_at, last_task_id) "
@@ -129,10 +113,10 @@ async def test_limits_and_ticks_are_checked_too(client: FleetClient, worker: ByH
 
 
 async def test_the_command_tells_people_and_machines_and_its_exit_code_tells_scripts(
-    client: FleetClient, worker: ByHand, servers: BackgroundSupervisor, database: Database
+    producer: FleetClient, worker: ByHand, servers: BackgroundSupervisor, database: Database
 ) -> None:
     env = {**servers.env, "FLEET_DB_URL": database.url}
-    ids = await lively(client, worker)
+    ids = await lively(producer, worker)
     sound = await asyncio.to_thread(fleet, "verify", env=env)
     assert (sound.returncode, sound.stdout.count("holds"), sound.stdout.count("BROKEN")) == (0, len(INVARIANTS), 0)
     assert f"All {len(INVARIANTS)} invariants hold." in sound.stdout

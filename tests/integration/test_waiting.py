@@ -3,7 +3,7 @@
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -13,43 +13,17 @@ import pytest
 from shared.client import FleetClient
 from shared.errors import TaskFailed
 from shared.ledger.rows import TaskView
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import QUICK, WAITING, StartFleet
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
 RUNS = 40
-WAITING = {
-    "FLEET_LEDGER_SUSPEND_AFTER_S": "0.4",
-    "FLEET_LEDGER_POLL_S": "0.2",
-    "FLEET_LEDGER_HEARTBEAT_S": "1",
-    "FLEET_LEDGER_DEAD_AFTER_S": "5",
-}
-"""Waits of seconds instead of many; patience enough that a busy machine does not look like a dead worker."""
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(2, folder=run_folder(), more={**QUICK, **WAITING}) as started:
-        client = client_of(started)
-        assert client.submit("test.echo", {"text": "warm"}).result(60)
-        client.close()
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    with start_fleet(2, more={**QUICK, **WAITING}) as started:
         yield started
-
-
-@pytest.fixture
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def diaries(run_folder: Callable[[], Path]) -> Path:
-    """A folder in which runs of any user can write."""
-    folder = run_folder()
-    folder.mkdir()
-    folder.chmod(0o777)
-    return folder
 
 
 def count(fleet: BackgroundSupervisor, state: str) -> int:

@@ -4,8 +4,7 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -22,22 +21,15 @@ from shared.db.database import Database
 from shared.db.knobs import DbKnobs
 from shared.errors import BadInput, ResultPending, TaskFailed, UnknownAgent, UnknownTask
 from shared.ledger.roster import offered, workers_now
-from tests.integration.fleets import client_of, fleet_of
+from tests.integration.fleets import StartFleet, client_of
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
 
 @pytest.fixture(scope="module")
-def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(1, folder=run_folder()) as started:
+def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    with start_fleet(1) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
-    client = client_of(fleet)
-    yield client
-    client.close()
 
 
 @pytest.fixture

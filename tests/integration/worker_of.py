@@ -1,12 +1,12 @@
 """One more worker in a test's fleet, with options, settings and a metrics port of its own."""
 
 import http.client
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from workers.ops.background import BackgroundSupervisor
+from workers.ops.ports import free_port
 from workers.ops.recipes import processes
 
 
@@ -38,9 +38,7 @@ class OwnWorker:
 @contextmanager
 def own_worker(fleet: BackgroundSupervisor, number: int, *options: str, **env: str) -> Iterator[OwnWorker]:
     """Start it; stopped and forgotten at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port(taken=set())
     needs = fleet.topology.needs_of_processes()
     more = {**fleet.env, "FLEET_WORKER_METRICS_PORT": str(port), **env}
     spec = processes.worker(fleet.around, number, env=more, needs=needs)

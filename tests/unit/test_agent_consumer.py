@@ -53,7 +53,8 @@ def test_a_task_that_is_no_agent_needs_no_contract() -> None:
     [
         ({"task": None}, "the message has no header 'task'"),
         ({"task": 7}, "the message has no header 'task'"),
-        ({"task": "agents.nobody"}, "no worker has a task named 'agents.nobody'"),
+        ({"task": "nobody"}, "no worker has a task named 'nobody'"),
+        ({"task": "agents.No body"}, "task: "),
         ({"eta": "2031-01-01T00:00:00"}, "headers eta and expires are not supported: use fleet.deadline_at"),
         ({"expires": "2031-01-01T00:00:00"}, "headers eta and expires are not supported: use fleet.deadline_at"),
         ({"id": "42"}, "id: input should be a valid UUID"),

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from celery.exceptions import Ignore
@@ -14,12 +14,13 @@ from shared.contracts import FleetHeader, TaskMessage
 from shared.ledger.poll import Polled
 from shared.ledger.retry import ONCE
 from shared.ledger.runs import Claim
+from shared.ledger.vault import Vault
 from tests.fakes.fake_ledger import FakeCommit, FakeHome, FakeRuns
 from tests.fakes.fake_world import FakeWorld
 from tests.fakes.hand_loop import at_once
 from workers.agents.active import Active
 from workers.agents.agent import AGENTS, Agent, agent
-from workers.agents.execution import execute, execute_polled, park_unknown
+from workers.agents.execution import execute, execute_polled
 from workers.agents.knobs import WorkerKnobs
 from workers.agents.pool import Delivery, Reason, current_delivery
 from workers.agents.run import Run
@@ -54,6 +55,7 @@ class FakeHold(FakeHome):
         super().__init__(FakeRuns(self.commit))
         self.ports = FakeWorld().ports
         self.knobs = WorkerKnobs()
+        self.vault = Vault()
         self.active: dict[UUID, Active] = {}
         self.begun: list[Claim] = []
         self.returned: list[TaskMessage] = []
@@ -319,18 +321,21 @@ def test_a_task_whose_deadline_passed_before_it_could_go_on_fails(hold: FakeHold
     assert hold.written("finish")["error"]["code"] == "deadline_spent"
 
 
-def test_a_cancellation_while_the_end_is_written_does_not_stop_it(
+def test_a_cancellation_while_the_end_is_written_neither_stops_it_nor_writes_it_twice(
     hold: FakeHold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, troubles = hold.commit.write, [asyncio.CancelledError()]
+    write = hold.commit.write
 
-    async def cut_once(kind: Any, key: Any, row: Any) -> Any:
-        if kind == "finish" and troubles:
-            raise troubles.pop()
+    async def cut_meanwhile(kind: Any, key: Any, row: Any) -> Any:
+        if kind == "finish":
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0)
         return await write(kind, key, row)
 
-    monkeypatch.setattr(hold.commit, "write", cut_once)
+    monkeypatch.setattr(hold.commit, "write", cut_meanwhile)
     assert executed(hold, made(works)) == "succeeded: 1 steps, 0 replayed"
+    assert hold.kinds() == ["claim", "intent", "result", "finish"]
 
 
 def test_calls_in_doubt_that_are_made_anew_are_counted(hold: FakeHold) -> None:
@@ -354,15 +359,6 @@ async def test_a_polled_task_that_a_message_has_begun_is_left_to_it(hold: FakeHo
     with pytest.raises(Ignore):
         await execute_polled(hold, made(works), Polled(Claim(TASK, 1, 1), TaskMessage("t", {}, (), TASK)))
     assert hold.kinds() == []
-
-
-async def test_a_task_of_an_agent_that_is_gone_is_parked_with_the_reason(hold: FakeHold) -> None:
-    await park_unknown(hold, Polled(Claim(TASK, 1, 1), TaskMessage("gone", {}, (), TASK)))
-    row = hold.written("suspend")
-    assert (row["state"], row["error"]["code"]) == ("parked", "unknown_agent")
-    assert row["error"]["message"].startswith("no worker here has an agent 'gone'")
-    hold.commit.is_fenced = True
-    await park_unknown(hold, Polled(Claim(uuid4(), 1, 1), TaskMessage("gone", {})))
 
 
 def test_an_agents_own_rules_reach_its_runs(hold: FakeHold) -> None:

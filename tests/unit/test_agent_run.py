@@ -220,6 +220,7 @@ async def test_two_tenants_sessions_of_one_name_are_two_conversations(world: Fak
 
 def test_the_worst_level_stays_with_every_reason() -> None:
     degradation = Degradation()
-    for level, reason in (("L1", "other model"), ("L3", "no vectors"), ("L2", "cached")):
-        degradation.note(level, reason)
+    degradation.note("L1", "other model")
+    degradation.note("L3", "no vectors")
+    degradation.note("L2", "cached")
     assert (degradation.level, degradation.reasons) == ("L3", ["other model", "no vectors", "cached"])

@@ -5,8 +5,9 @@ from uuid import UUID
 import pytest
 
 from shared.ledger.dispatch import Fresh, Slots
+from shared.ledger.parking import Wanting
 from shared.ledger.rescue import Pulse
-from workers.keeper.decisions import Decision, dispatch, judge, prompt, relieve
+from workers.keeper.decisions import Decision, dispatch, judge, prompt, put_aside, relieve
 
 WORKER = UUID(int=1)
 
@@ -87,3 +88,20 @@ def test_every_worker_gets_a_decision_of_its_own() -> None:
     pulses = [Pulse(UUID(int=n), f"w{n}", n * 10) for n in range(4)]
     decisions = judge(pulses, dead_after_s=15, watched_s=60)
     assert [(one.worker.int, one.action) for one in decisions] == [(0, "leave"), (1, "leave"), (2, "bury"), (3, "bury")]
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "workers", "watched_s", "action", "reason"),
+    [
+        (200.4, 2, 500, "park", "no worker has offered agent 'a' for 200 s: start one that has it, or cancel the task"),
+        (None, 2, 500, "park", "no worker has offered agent 'a' ever: start one that has it, or cancel the task"),
+        (9999, 0, 500, "leave", "no worker has offered agent 'a' for 9999 s, but no worker is alive at all"),
+        (9999, 2, 179, "leave", "no worker has offered agent 'a' for 9999 s, but the database has just come back"),
+    ],
+)
+def test_tasks_are_put_aside_when_living_workers_have_long_had_their_say_and_none_has_the_agent(
+    silent_s: float | None, workers: int, watched_s: float, action: str, reason: str
+) -> None:
+    found = [Wanting("a", (UUID(int=7),), silent_s)]
+    (decision,) = put_aside(found, workers=workers, watched_s=watched_s, after_s=180)
+    assert (decision.action, decision.reason) == (action, reason)

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from shared.db.database import Database
-from shared.errors import BadInput, DatabaseUnavailable, UnknownAgent
+from shared.errors import BadInput, DatabaseUnavailable, PromptTooLong, UnknownAgent
 from shared.ledger import catalogue as room
 from shared.ledger.catalogue import FRESH_S, Catalogue
 
@@ -132,3 +132,16 @@ async def test_before_any_worker_has_started_nothing_is_refused(catalogue: Catal
 async def test_a_thousand_callers_at_once_share_one_read(catalogue: Catalogue, ledger: Ledger) -> None:
     await asyncio.gather(*(catalogue.check("echo", {"text": "hi"}) for _ in range(1000)))
     assert ledger.reads <= 2
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("a" * 400, 100), ("词" * 100, 100), ("词" * 50 + "a" * 200, 100)])
+async def test_a_prompt_over_the_context_of_every_model_is_refused_with_its_length(
+    ledger: Ledger, text: str, tokens: int
+) -> None:
+    prompt = {"type": "string", "x-prompt-tokens": 100}
+    ledger.schemas["echo"] = {**ECHO, "properties": {**ECHO["properties"], "text": prompt}}  # type: ignore[dict-item]
+    catalogue = Catalogue(cast(Database, None))
+    with pytest.raises(PromptTooLong, match=f"field 'text' of agent 'echo' has about {tokens} tokens") as caught:
+        await catalogue.check("echo", {"text": text})
+    assert caught.value.context == {"agent": "echo", "field": "text", "tokens": tokens, "context_tokens": 100}
+    await catalogue.check("echo", {"text": text[:-4]})

@@ -51,11 +51,7 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    async def at_once(seconds: float) -> None:
-        return
-
-    monkeypatch.setattr("shared.ledger.group_commit.asyncio.sleep", at_once)
+def server(waits: list[float]) -> Server:
     return Server()
 
 

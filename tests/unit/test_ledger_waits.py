@@ -263,10 +263,18 @@ def test_what_stops_a_run_for_good_outweighs_what_it_waits_for(
 def test_the_earliest_of_two_waits_counts_and_the_oldest_look() -> None:
     both = merged(
         Suspension(kind="signal", signals=("a",), seen_wakes=4),
-        Suspension(kind="children", children=("c",), wait_s=9, seen_wakes=2),
+        Suspension(kind="children", children=(("c",),), wait_s=9, seen_wakes=2),
     )
-    assert (both.wait_s, both.seen_wakes, both.signals, both.children) == (9, 2, ("a",), ("c",))
+    assert (both.wait_s, both.seen_wakes, both.signals, both.children) == (9, 2, ("a",), (("c",),))
     assert merged(Suspension(kind="sleep"), Suspension(kind="retry")).seen_wakes == NEVER_SEEN
+
+
+def test_two_branches_that_gather_are_woken_by_the_children_of_either() -> None:
+    one, other = (Suspension(kind="children", children=(ids,)) for ids in (("a", "b"), ("b", "c")))
+    assert one.row()["waiting_for"] == {"kind": "children", "ids": ("a", "b")}
+    assert merged(one, merged(other, one)).row()["waiting_for"] == {
+        "kind": "several", "ids": ("b", "c", "a"), "groups": (("a", "b"), ("b", "c"))
+    } | {"ids": ("a", "b", "c")}  # fmt: skip
 
 
 def test_a_failure_of_the_fleets_own_without_a_rule_to_retry_stands() -> None:

@@ -1,5 +1,6 @@
 """The LLM plane's file: what it means, and that every mistake is named with file, line and key before a run starts."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -165,10 +166,24 @@ def test_anchors_and_merges_are_understood_and_still_checked() -> None:
 def test_without_a_file_the_one_endpoint_of_the_environment_is_the_whole_plane() -> None:
     knobs = LLMKnobs(base_url="http://127.0.0.1:9/v1", model="tiny", api_key=SecretStr("sk-x"), total_timeout_s=7.0)
     read = one_endpoint(knobs)
-    assert (read.config.chain("chat"), read.config.key("model")) == (("model",), "endpoint:tiny")
-    made = adapter_knobs(read.config.endpoints["endpoint"], key=read.keys["endpoint"])
+    assert (read.config.chain("chat"), read.config.key("tiny")) == (("tiny",), "127.0.0.1-9:tiny")
+    made = adapter_knobs(read.config.endpoints["127.0.0.1-9"], key=read.keys["127.0.0.1-9"])
     kept = {one.name for one in fields(LLMKnobs)} - {"config", "model", "read_timeout_s", "max_tokens"}
     assert {name for name in kept if getattr(made, name) != getattr(knobs, name)} == set()
+
+
+@pytest.mark.parametrize(
+    ("base_url", "model", "key"),
+    [
+        ("https://me:secret@api.one.example/v1?api-version=1", "gpt-4o", "api.one.example:gpt-4o"),
+        ("http://[::1]:8000/v1", "llama3:8b", "1--8000:llama3:8b"),
+        ("http://h/v1", "org/model", "h:org/model"),
+        ("http://h/v1", "模型", "h:模型"),
+    ],
+)
+def test_the_one_endpoint_is_named_after_its_host_and_its_model(base_url: str, model: str, key: str) -> None:
+    config = one_endpoint(LLMKnobs(base_url=base_url, model=model)).config
+    assert config.key(config.chain("chat")[0]) == key
 
 
 def test_rules_reach_whoever_enforces_them() -> None:
@@ -201,3 +216,11 @@ def test_a_call_draws_on_its_runs_agents_tenants_and_days_budgets() -> None:
         ("day", "acme", None, 10.0, 86_400),
     ]
     assert [one.level for one in purses(config, tenant="acme", agent="chat", run=None)] == ["agent", "tenant", "day"]
+
+
+def test_the_file_that_the_readme_shows_is_a_good_one() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (shown,) = re.findall(r"^```yaml\n(version: 1\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    configured = read_text(shown, source="README.md", environment={"OPENAI_API_KEY": "sk-1"})
+    assert configured.warnings == ()
+    assert configured.config.chain("summarise") == ("big", "small")

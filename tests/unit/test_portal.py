@@ -60,3 +60,39 @@ def test_a_stopped_portal_leaves_no_thread_and_starts_again(portal: Portal) -> N
     portal.stop()
     assert (portal.is_running, threading.active_count()) == (False, before)
     portal.run(nothing())
+
+
+def test_spawned_work_is_waited_for_and_what_does_not_end_is_cancelled(portal: Portal) -> None:
+    story = []
+
+    async def short() -> None:
+        await asyncio.sleep(0)
+        story.append("ended")
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            story.append("cancelled")
+
+    portal.spawn(short)
+    portal.run(portal.settled(within_s=60))
+    assert story == ["ended"]
+    portal.spawn(endless)
+    portal.run(portal.settled(within_s=0))
+    assert story == ["ended", "cancelled"]
+
+
+def test_a_portal_that_stops_cancels_what_is_under_way(portal: Portal) -> None:
+    story = []
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            story.append("put back")
+
+    portal.spawn(endless)
+    portal.stop()
+    assert story == ["put back"]

@@ -1,26 +1,12 @@
 """Waiting for a server: patient with outages, impatient with mistakes, and audible."""
 
 import asyncio
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from shared.errors import BadInput, DatabaseUnavailable
 from shared.resilience.reconnect import until_available
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Every wait, without waiting."""
-    waits: list[float] = []
-
-    async def sleep(seconds: float, result: Any = None) -> Any:
-        waits.append(seconds)
-        return result
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    return waits
 
 
 class Server:

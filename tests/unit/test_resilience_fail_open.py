@@ -34,6 +34,11 @@ class Shared(MemoryStore):
         self._count()
         return super().settle_now(settlement)
 
+    def operate_now(self, key: str, operate: Operate, rules: KeyRules) -> Settled:
+        if self.is_away:
+            raise StoreAway("Redis does not answer")
+        return super().operate_now(key, operate, rules)
+
     def _count(self) -> None:
         self.asked += 1
         if self.is_away:
@@ -119,6 +124,52 @@ async def test_a_breaker_seen_open_costs_no_question_for_a_second(now: list[floa
     assert (await store.admit(ask())).denial == ""
     await store.operate("k", Operate("forced-open", "ours"), RULES)
     assert (await store.admit(ask())).denial == "breaker", "our own operator is heard at once"
+
+
+@pytest.mark.parametrize("how", ["forced-open", "disabled", "open"])
+async def test_a_breaker_that_the_fleet_has_opened_stays_open_while_the_fleet_cannot_be_asked(
+    how: Any, now: list[float]
+) -> None:
+    shared = Shared()
+    store = FailOpenStore(shared, MemoryStore(), rest_s=0.0)
+    await shared.operate("k", Operate(how, "it is dead", for_s=60.0), RULES)
+    assert (await store.admit(ask())).denial == "breaker"
+    shared.is_away = True
+    now[0] += 30.0
+    answer = await store.admit(ask())
+    assert (answer.denial, answer.reason, answer.shared) == ("breaker", "it is dead", False)
+    shared.is_away = False
+    await shared.operate("k", Operate("closed", "repaired"), RULES)
+    now[0] += 1.01
+    assert (await store.admit(ask())).shared
+    shared.is_away = True
+    assert (await store.admit(ask())).denial == "", "and closed once the fleet has closed it"
+
+
+async def test_a_breaker_that_opens_with_this_process_own_call_is_known_alone_and_probed_after_its_time(
+    now: list[float],
+) -> None:
+    shared = Shared()
+    store = FailOpenStore(shared, MemoryStore(), rest_s=0.0)
+    admitted = await store.admit(ask())
+    while (await store.settle(end(admitted, "failure"))).new == "closed":
+        pass
+    shared.is_away = True
+    assert (await store.admit(ask())).denial == "breaker"
+    now[0] += 2 * RULES.breaker.open_s
+    assert (await store.admit(ask())).is_probe
+
+
+def test_threads_do_not_forget_an_open_breaker_either() -> None:
+    shared = Shared()
+    store = FailOpenBlockingStore(shared, MemoryStore(), rest_s=0.0)
+    shared.operate_now("k", Operate("forced-open", "maintenance"), RULES)
+    assert store.admit_now(ask()).denial == "breaker"
+    shared.is_away = True
+    assert store.admit_now(ask()).denial == "breaker"
+    with pytest.raises(StoreAway):
+        store.operate_now("k", Operate("closed", "ours"), RULES)
+    assert store.admit_now(ask()).denial == ""
 
 
 async def test_concurrent_callers_do_not_all_wait_for_a_store_that_hangs() -> None:

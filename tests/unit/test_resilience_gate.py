@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from typing import Any
 
 import pybreaker
@@ -23,6 +24,7 @@ class World:
     """A gate over memory, whose clock moves when somebody sleeps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._thread, self._really_sleep = threading.get_ident(), asyncio.sleep
         self.now = 1_780_000_000.0
         self.slept: list[float] = []
         self.rules = KeyRules(breaker=BreakerKnobs(jitter=0.0))
@@ -33,6 +35,8 @@ class World:
         monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
     async def sleep(self, seconds: float, result: Any = None) -> Any:
+        if threading.get_ident() != self._thread:  # a server's loop
+            return await self._really_sleep(seconds, result)
         self.slept.append(seconds)
         self.now += seconds
         return result

@@ -16,19 +16,6 @@ from shared.resilience.retry import Again, judge_gate, retried, retrying, wait_s
 KNOBS = RetryKnobs()
 
 
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Every wait, without waiting."""
-    waits: list[float] = []
-
-    async def sleep(seconds: float, result: Any = None) -> Any:
-        waits.append(seconds)
-        return result
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
-    return waits
-
-
 def judge(error: BaseException) -> Again:
     """As a classification would."""
     return Again(isinstance(error, LLMUnavailable | LLMRateLimited), getattr(error, "retry_after_s", None), "as said")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from shared.contracts import checked_agent_name, first_problem
 from shared.errors import BadInput, Misconfigured
+from shared.ledger.catalogue import PROMPT_TOKENS
 from shared.ledger.journal import OnChange
 from shared.ledger.retry import ONCE, Retry
 
@@ -73,6 +74,16 @@ class Agent:
     on_change: OnChange = "pause"
     max_running: int | None = None
     retry: Retry = ONCE
+    must_act: bool | None = None
+    prompt: str | None = None
+
+    def offered(self, *, prompt_tokens: int | None) -> dict[str, Any]:
+        """The schema of its inputs as producers are told it, with the length of prompt that its models take."""
+        schema = self.inputs.schema()
+        if self.prompt is None or prompt_tokens is None:
+            return schema
+        inputs = schema["properties"]
+        return {**schema, "properties": {**inputs, self.prompt: {**inputs[self.prompt], PROMPT_TOKENS: prompt_tokens}}}
 
     async def __call__(self, run: Any, inputs: Mapping[str, Any]) -> Any:
         """Run the function with checked inputs."""
@@ -93,7 +104,7 @@ class Tool:
 
 def agent(
     name: str, *, soft_limit_s: float | None = None, hard_limit_s: float | None = None, on_change: OnChange = "pause",
-    max_running: int | None = None, retry: Retry = ONCE,
+    max_running: int | None = None, retry: Retry = ONCE, must_act: bool | None = None, prompt: str | None = None,
 ) -> Callable[[AgentFunction], AgentFunction]:  # fmt: skip
     """Register an `async def fn(run, …)` as the Celery task `agents.<name>`.
 
@@ -106,6 +117,9 @@ def agent(
             executes the step again.
         max_running: Runs of it at once in the whole fleet, with their children; None: no limit.
         retry: When its steps that fail are tried again, unless they say so themselves; by default never.
+        must_act: Its tasks act through tools: without a model or its tools the answer says so instead of chatting.
+            None: as `agents.<name>.must_act` says in the file of language models.
+        prompt: The input that goes to a model in one piece: a text longer than its models take is refused at submit.
 
     Raises: Misconfigured for a name taken twice, a function that is not async, inputs without types, or an option that
         means nothing.
@@ -124,7 +138,13 @@ def agent(
         if max_running is not None and max_running < 1:
             raise Misconfigured(f"agent {name!r}: max_running must be at least 1")
         inputs = _inputs(f"agent {name!r}", function, skip=1)
-        AGENTS[name] = Agent(name, function, inputs, soft_limit_s, hard_limit_s, on_change, max_running, retry)
+        if prompt is not None and prompt not in inputs.names:
+            raise Misconfigured(
+                f"agent {name!r}: prompt must be one of its inputs: {', '.join(inputs.names) or 'none'}"
+            )
+        AGENTS[name] = Agent(
+            name, function, inputs, soft_limit_s, hard_limit_s, on_change, max_running, retry, must_act, prompt
+        )
         return function
 
     return register

@@ -4,12 +4,16 @@ What the fleet has no use for (mingle, gossip, the 28 queues of delayed delivery
 is the pool's, not the concurrency.
 """
 
+import asyncio
 import json
+import time
+import warnings
 from functools import partial
 from typing import Any, ClassVar
 
 import amqp
 import structlog
+from celery.exceptions import CPendingDeprecationWarning, Ignore
 from celery.worker.consumer.consumer import Consumer
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
@@ -26,6 +30,7 @@ from shared.contracts import (
     parse_headers,
 )
 from shared.errors import BadInput, BadMessage
+from workers.agents.events import failed, left
 
 log = structlog.get_logger()
 
@@ -49,6 +54,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         ]
 
     initial_prefetch_count: int
+    _is_name_taken = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {**(kwargs.pop("worker_options", None) or {}), **SWITCHED_OFF}
@@ -70,6 +76,22 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         conn.ensure_connection = patiently
         return super().ensure_connected(conn)
 
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """The broker is gone, or has this worker's name in use: then trying again at once helps nobody."""
+        is_taken = isinstance(exc, amqp.exceptions.ResourceLocked)
+        if is_taken and not self._is_name_taken:
+            log.error(
+                "consumer.name_taken", name=self.hostname,
+                hint="a connection of a worker of this name is still open: it is waited for; should that worker be "
+                "running, give each its own name, for example -n worker-2@%h",
+            )  # fmt: skip
+        self._is_name_taken = is_taken
+        with warnings.catch_warnings():  # about a setting that is set
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
+        if is_taken:
+            time.sleep(RECONNECT_S[-1])
+
     def on_close(self) -> None:
         """The connection is gone, or about to be."""
         self.pool.tell_celery = None
@@ -82,6 +104,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
     def register_with_event_loop(self, hub: Any) -> None:
         """Celery is connected (again): send its events a few times a second, not with every turn of its loop."""
         super().register_with_event_loop(hub)
+        self._is_name_taken = False
         self._broker_is(away=False)
         dispatcher = self.event_dispatcher
         if dispatcher is not None:
@@ -96,15 +119,32 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> None:
-            take_priority(message)
             try:
-                check(message, self.app.tasks)
+                task = task_of(message, self.app.tasks)
             except BadMessage as error:
                 self.refuse(message, error.message)
             else:
-                handle(message)
+                if task is None or TASK_PREFIX + task.agent in self.app.tasks:
+                    handle(message)
+                else:
+                    self.pass_on(message, task)
 
         return on_task_received
+
+    def pass_on(self, message: Any, task: TaskMessage) -> None:
+        """Leave a task whose agent this worker lacks to those that have it: it is held in the ledger for them."""
+        log.debug("consumer.message_passed_on", task_id=str(task.id), agent=task.agent)
+        held = asyncio.run_coroutine_threadsafe(self.app.fleet_host.hold_for_others(task), self.pool.loop)
+
+        def settle() -> None:
+            if held.cancelled() or held.exception() is not None:
+                message.reject_log_error(log, self.connection_errors, requeue=True)
+            elif held.result():
+                message.ack_log_error(log, self.connection_errors)
+            else:
+                self.refuse(message, nobody_has(TASK_PREFIX + task.agent))
+
+        held.add_done_callback(lambda _: self.call_soon(settle))
 
     def refuse(self, message: Any, reason: str) -> None:
         """Send a message that no worker can run to the dead-letter queue; the keeper records it."""
@@ -123,7 +163,7 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         """A task that this worker does not have."""
-        self.refuse(message, f"no worker has a task named {exc.args[0]!r}")
+        self.refuse(message, nobody_has(exc.args[0]))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Headers that Celery cannot use."""
@@ -148,6 +188,21 @@ class FleetRequest(Request):  # type: ignore[misc]
         self._body = self._payload
         self._content_type = self._content_encoding = None
 
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """Also how a run ends that was put down, which stock Celery tells nobody: it would look started for ever."""
+        exception = getattr(exc_info.exception, "exc", exc_info.exception)  # billiard wraps some
+        if isinstance(exception, Ignore) and exception.args and (event := left(exception.args[0])) is not None:
+            kind, fields = event
+            self.send_event(kind, **fields)
+        return super().on_failure(exc_info, *args, **kwargs)
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Failures go without secrets."""
+        if type == "task-failed":
+            _, told = failed(str(fields.pop("exception", "")), str(fields.pop("traceback", "")))
+            fields |= told
+        super().send_event(type, **fields)
+
 
 def task_of(message: Any, known: Any) -> TaskMessage | None:
     """The agent's task that a message brings, for the ledger; None for any other Celery task.
@@ -160,6 +215,11 @@ def task_of(message: Any, known: Any) -> TaskMessage | None:
         return None
     args, kwargs, _ = message.payload
     return TaskMessage(headers.task.removeprefix(TASK_PREFIX), kwargs, tuple(args), headers.id, headers.fleet)
+
+
+def nobody_has(name: str) -> str:
+    """Why a message is refused whose task is not known."""
+    return f"no worker has a task named {name!r}"
 
 
 def priority_of(message: Any) -> Priority:
@@ -177,7 +237,7 @@ def take_priority(message: Any) -> None:
 
 
 def check(message: Any, known: Any) -> Headers | None:
-    """Whether a worker could run this message; agents must also keep the fleet's contract.
+    """Whether a worker could run this message, this one or another; agents must also keep the fleet's contract.
 
     Returns: What the headers of an agent's message say; None for any other Celery task.
     Raises: BadMessage with one sentence.
@@ -186,8 +246,8 @@ def check(message: Any, known: Any) -> Headers | None:
     name, read = headers.get("task"), None
     if not isinstance(name, str):
         raise BadMessage("the message has no header 'task'")
-    if name not in known:
-        raise BadMessage(f"no worker has a task named {name!r}")
+    if name not in known and not name.startswith(TASK_PREFIX):
+        raise BadMessage(nobody_has(name))
     if name.startswith(TASK_PREFIX):
         if headers.get("eta") or headers.get("expires"):
             raise BadMessage("headers eta and expires are not supported: use fleet.deadline_at")

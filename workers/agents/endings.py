@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
-from shared.errors import Fenced, FleetError, Permanent, TaskCancelled
+from shared.errors import Fenced, FleetError, Permanent, SealKeyUnknown, TaskCancelled
 from shared.ledger.suspension import Suspension, merged
 from workers.agents.active import HANDED_BACK
 from workers.agents.pool import Reason
@@ -18,7 +18,7 @@ class Ending:
 
     Attributes:
         kind: `fenced` writes nothing: the run belongs to another worker.
-        error: Of a failed, cancelled or fenced run.
+        error: Of a failed, cancelled or fenced run, and of one that a key is missing for.
         raised: What the agent raised, for Celery's events.
     """
 
@@ -51,6 +51,8 @@ def ending_of(
         return Ending(kind="failed", error=Permanent("revoked by an operator", reason="revoked"))
     if is_left and suspension is not None:
         return Ending(kind="suspended", suspension=suspension)
+    if isinstance(error, SealKeyUnknown):  # nothing is wrong with the task: it waits for whoever adds the key
+        return Ending(kind="suspended", suspension=Suspension(state="parked", error=error.as_dict()), error=error)
     if error is None:
         return Ending(kind="succeeded", output=output)
     if reason == "drain":

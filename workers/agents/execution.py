@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -11,12 +11,13 @@ import structlog
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from shared.contracts import FleetHeader, TaskMessage
-from shared.errors import BadInput, DeadlineSpent, Fenced, Permanent, UnknownAgent
+from shared.errors import BadInput, DeadlineSpent, Fenced, Permanent
 from shared.ledger.journal import Journal
 from shared.ledger.poll import Polled
 from shared.ledger.rows import FINISHED
 from shared.ledger.runs import Claim
-from shared.ledger.suspension import Suspension
+from shared.ledger.sealed_input import open_message
+from shared.ledger.vault import Vault
 from shared.telemetry import metrics
 from workers.agents.active import Active, Cancellable
 from workers.agents.agent import Agent
@@ -37,6 +38,7 @@ class Hold(Home, Protocol):
 
     ports: Ports
     knobs: WorkerKnobs
+    vault: Vault
     active: dict[UUID, Active]
 
     async def back_in_place(self) -> None:
@@ -68,19 +70,6 @@ async def execute_polled(hold: Hold, agent: Agent, polled: Polled) -> str:
     if not hold.begin(polled.claim):
         raise Ignore
     return await _claimed(hold, agent, polled.message, polled.claim)
-
-
-async def park_unknown(hold: Hold, polled: Polled) -> None:
-    """Put a task aside whose agent this worker does not have: a worker that offers it lets it go on."""
-    name = polled.message.agent
-    reason = UnknownAgent(
-        f"no worker here has an agent {name!r}: start one that has it, or cancel the task", agent=name
-    )
-    log.warning("task.parked", task_id=str(polled.message.id), agent=name)
-    try:
-        await hold.runs.suspend(polled.claim, Suspension(state="parked", error=reason.as_dict()))
-    except Fenced as error:
-        log.info("task.park_fenced", task_id=str(polled.message.id), cause=error.message)
 
 
 async def _claim(hold: Hold, message: TaskMessage) -> Claim | None:
@@ -136,8 +125,9 @@ async def _run(hold: Hold, agent: Agent, message: TaskMessage, active: Active, d
             ports=hold.ports,
             home=hold,
             retry=agent.retry,
+            must_act=agent.must_act,
         )
-        output = await _limited_agent(hold.knobs, agent, message, run)
+        output = await _limited_agent(hold.knobs, agent, open_message(hold.vault, message), run)
     except GeneratorExit:
         raise
     except BaseException as raised:  # whatever an agent raises ends its task with a reason, never the worker
@@ -200,7 +190,7 @@ async def _end(hold: Hold, agent: Agent, message: TaskMessage, claim: Claim, run
     if ending.kind == "failed" and ending.raised is not None:
         raise ending.raised
     if ending.kind != "succeeded" or report is None:
-        raise Ignore
+        raise Ignore(state)
     return f"succeeded: {report['steps_executed']} steps, {report['steps_replayed']} replayed"
 
 
@@ -228,12 +218,15 @@ async def _written(hold: Hold, claim: Claim, ending: Ending, report: dict[str, A
     return ending.kind, ending
 
 
-async def _surely(write: Callable[[], Awaitable[T]]) -> T:
-    """A last write is not stopped by a cancellation: done again, it changes nothing. A fenced one raises by itself."""
+async def _surely(write: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """A last write is not stopped by a cancellation, and not made twice. A fenced one raises by itself."""
+    writing = asyncio.create_task(write())
     while True:
         try:
-            return await write()
+            return await asyncio.shield(writing)
         except asyncio.CancelledError:
+            if writing.done():
+                raise
             task = asyncio.current_task()
             while task is not None and task.cancelling():
                 task.uncancel()

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 from uuid import UUID
@@ -13,23 +13,28 @@ from celery.exceptions import Ignore
 from shared.clock import Clock, SystemClock
 from shared.contracts import QUEUES, TASK_PREFIX, Priority, TaskMessage
 from shared.db.database import Database
-from shared.errors import DatabaseUnavailable
+from shared.errors import DatabaseUnavailable, Misconfigured
 from shared.ledger.group_commit import GroupCommit
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.own_runs import asked_to_cancel, overlooked
 from shared.ledger.parking import unpark
 from shared.ledger.poll import Polled, poll_held, poll_lost
-from shared.ledger.roster import offer
+from shared.ledger.roster import Elder, elders, offer
 from shared.ledger.runs import Claim, Runs
-from shared.ledger.shelving import shelve
+from shared.ledger.sealed_input import seal_received
+from shared.ledger.shelving import shelve, shelve_for_others
+from shared.ledger.vault import Vault
 from shared.resilience.reconnect import until_available
 from shared.telemetry import metrics
+from shared.telemetry.exposition import serve_metrics
 from workers.agents.active import Active
 from workers.agents.agent import Agent
-from workers.agents.execution import execute_polled, park_unknown
+from workers.agents.events import failed, left
+from workers.agents.execution import execute_polled
 from workers.agents.hurry import Hurry
 from workers.agents.knobs import WorkerKnobs
 from workers.agents.lease import Lease
+from workers.agents.namesake import refuse_second
 from workers.agents.poller import Poller
 from workers.agents.pool import TaskPool
 from workers.agents.run import Ports
@@ -59,6 +64,7 @@ class WorkerHost:
         depth: How many messages of a priority wait on the broker.
         sort: Takes a priority's queue off the broker and hands its tasks over.
         hurry: Makes the listener for cancels.
+        beside: Further chores, for as long as the worker lives.
     Attributes:
         active: Runs from their claim to their last write.
         runs: The hold on the ledger; a new one after each fence.
@@ -70,11 +76,13 @@ class WorkerHost:
         depth: Callable[[Priority], Awaitable[int]], sort: Sort, hurry: Callable[..., Hurry] | None = None,
         warm_up: Callable[[], Awaitable[Any]] | None = None,
         close_ports: Callable[[], Awaitable[None]] | None = None, clock: Clock | None = None,
+        beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:  # fmt: skip
         self.name = "worker"
         self.knobs = knobs
         self.ports = ports
         self.ledger = ledger
+        self.vault = Vault(ledger.master_keys)
         self.active: dict[UUID, Active] = {}
         self.weights: dict[Priority, int] = knobs.served
         self._database = database
@@ -85,6 +93,7 @@ class WorkerHost:
         self._hurry = hurry
         self._warm_up = warm_up
         self._close_ports = close_ports
+        self._beside = beside
         self._clock = clock or SystemClock()
         self._pool: TaskPool | None = None
         self._is_ready = False
@@ -131,13 +140,14 @@ class WorkerHost:
         self._pool = pool
         self.shelf.window = min(self.knobs.prefetch, pool.limit)
         await self.lease.take(name=self.name, slots=pool.limit)
+        await self._refuse_second()
         await until_available(self._offer, what="PostgreSQL")
         self.poller = Poller(
             slots=pool, ledger=_Polls(self), start=self._start, priorities=self.weights, poll_s=self.ledger.poll_s,
             lost_after_s=self.ledger.lost_after_s, batch=self.knobs.poll_batch, clock=self._clock,
         )  # fmt: skip
         chores = [self.lease.keep(), self.poller.run(), self.shelf.watch(), self._keep_offering()]
-        chores.append(self._watch_lag())
+        chores += [self._watch_lag(), *(chore() for chore in self._beside)]
         if self._hurry is not None:
             hurry = self._hurry(active=self.active, asked=self._asked_to_cancel, poll_s=self.ledger.poll_s)
             chores += [hurry.listen(), hurry.watch()]
@@ -145,7 +155,19 @@ class WorkerHost:
             chores.append(self._warm(self._warm_up))
         self._chores = [asyncio.create_task(chore) for chore in chores]
         self._is_ready = True
-        metrics.serve_metrics(self.knobs.metrics_port, is_ready=lambda: self.is_ready)
+        serve_metrics(self.knobs.metrics_port, is_ready=lambda: self.is_ready)
+
+    async def _refuse_second(self) -> None:
+        """Leave where another worker of this name lives. Raises: Misconfigured."""
+
+        async def look() -> list[Elder]:
+            return await until_available(lambda: elders(self._chores_database, self.lease.worker), what="PostgreSQL")
+
+        try:
+            await refuse_second(self.name, look, heartbeat_s=self.ledger.heartbeat_s)
+        except Misconfigured:
+            await self.lease.leave()
+            raise
 
     async def back_in_place(self) -> None:
         """Wait until this worker, fenced just now, has a place in the ledger again."""
@@ -163,8 +185,8 @@ class WorkerHost:
         return True
 
     def publish(self, message: TaskMessage) -> "Future[None]":
-        """Send a task to its queue."""
-        return self._publish(message)
+        """Send a task to its queue, sealed where there are keys."""
+        return self._publish(seal_received(self.vault, message))
 
     def hurry_poll(self) -> None:
         """Something may be held in the ledger that was not before: look at once."""
@@ -228,10 +250,8 @@ class WorkerHost:
             await asyncio.wait(open_words, timeout=LAST_PUBLISH_S)
 
     def _new_hold(self, worker: UUID) -> None:
-        self._commit = GroupCommit(
-            self._database, self.ledger, worker=worker, when_down="wait", sure=self.lease.sure
-        )
-        self.runs = Runs(self._database, self._commit, self.ledger)
+        self._commit = GroupCommit(self._database, self.ledger, worker=worker, when_down="wait", sure=self.lease.sure)
+        self.runs = Runs(self._database, self._commit, self.ledger, vault=self.vault)
 
     async def _fence(self, cause: str) -> None:
         """End every run without a write."""
@@ -243,11 +263,8 @@ class WorkerHost:
 
     async def _start(self, polled: Polled) -> None:
         """Run a polled task, and tell those who watch Celery."""
-        message = polled.message
-        agent = self._agents.get(message.agent)
-        if agent is None or self._pool is None:
-            await park_unknown(self, polled)
-            return
+        message, agent = polled.message, self._agents[polled.message.agent]
+        assert self._pool is not None
         task_id = str(message.id)
         self._pool.tell(
             "task-received", uuid=task_id, name=TASK_PREFIX + agent.name, args="()",
@@ -258,14 +275,25 @@ class WorkerHost:
         began = self._clock.monotonic()
         try:
             result = await execute_polled(self, agent, polled)
-        except Ignore:
-            return
+        except Ignore as end:
+            if end.args and (event := left(end.args[0])) is not None:
+                kind, fields = event
+                self._pool.tell(kind, uuid=task_id, **fields)
         except Exception as error:  # the agent's own, written to the ledger: Celery is only told
-            self._pool.tell("task-failed", uuid=task_id, exception=repr(error)[:500], traceback="")
+            kind, fields = failed(repr(error))
+            self._pool.tell(kind, uuid=task_id, **fields)
         else:
             self._pool.tell(
                 "task-succeeded", uuid=task_id, result=repr(result), runtime=self._clock.monotonic() - began
             )
+
+    async def hold_for_others(self, message: TaskMessage) -> bool:
+        """A message of an agent that this worker lacks: its task is held in the ledger for those that have it.
+
+        Returns: False when nobody has ever offered such an agent.
+        """
+        sealed = seal_received(self.vault, message)
+        return await until_available(lambda: shelve_for_others(self._chores_database, sealed), what="PostgreSQL")
 
     async def _asked_to_cancel(self) -> Sequence[UUID]:
         return await asked_to_cancel(self._chores_database, self.lease.worker)
@@ -275,13 +303,15 @@ class WorkerHost:
         loop = asyncio.get_running_loop()
 
         def keep(messages: Sequence[TaskMessage]) -> None:
-            asyncio.run_coroutine_threadsafe(shelve(self._chores_database, messages), loop).result()
+            sealed = [seal_received(self.vault, message) for message in messages]
+            asyncio.run_coroutine_threadsafe(shelve(self._chores_database, sealed), loop).result()
             loop.call_soon_threadsafe(self.hurry_poll)
 
         return await self._sort(priority, keep)
 
     async def _offer(self) -> None:
-        schemas = {name: one.inputs.schema() for name, one in self._agents.items()}
+        room = self.ports.prompt_tokens
+        schemas = {name: one.offered(prompt_tokens=room(name)) for name, one in self._agents.items()}
         limits = {name: one.max_running for name, one in self._agents.items() if one.max_running is not None}
         await offer(self._chores_database, schemas, max_running=limits)
         await unpark(self._chores_database, list(self._agents))
@@ -315,14 +345,17 @@ class _Polls:
     async def held(self, priority: Priority, slots: int) -> Sequence[Polled]:
         """Claim held tasks, tenants in turn."""
         host = self._host
-        return await poll_held(host._chores_database, worker=host.lease.worker, priority=priority, slots=slots)
+        return await poll_held(
+            host._chores_database, worker=host.lease.worker, agents=list(host._agents), priority=priority, slots=slots
+        )
 
     async def lost(self, priority: Priority, slots: int, *, lost_after_s: float) -> Sequence[Polled]:
         """Claim tasks whose message has not come."""
         host = self._host
         return await poll_lost(
-            host._chores_database, worker=host.lease.worker, priority=priority, slots=slots, lost_after_s=lost_after_s
-        )
+            host._chores_database, worker=host.lease.worker, agents=list(host._agents), priority=priority, slots=slots,
+            lost_after_s=lost_after_s,
+        )  # fmt: skip
 
     async def overlooked(self) -> Sequence[Polled]:
         """Tasks that are this worker's and that it does not run."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from shared.contracts import DEFAULT_MAX_ATTEMPTS, Priority, TaskMessage
@@ -14,41 +14,52 @@ from shared.errors import BadInput, ChildFailed, WaitTimeout
 from shared.ledger.journal import Journal, Look
 from shared.ledger.retry import ONCE, Retry
 from shared.ledger.suspension import Suspension
-from shared.llm.answer import estimated_usage
+from shared.llm.ladder import Level, worst
 from shared.llm.messages import ChatReply, ChatRequest, Message, ToolSpec
-from shared.llm.port import ChatPort
 from shared.memory.session import SessionMemory
 from shared.resilience.reconnect import until_available
 from shared.retrieval.ports import Passage
 from shared.retrieval.retriever import Retriever
 from workers.agents.agent import TOOLS, Tool
 from workers.agents.children import Child, Children, Home, Order, outcomes, refuse_strangers
+from workers.agents.questions import ChatFor, Questions
 
-LEVELS = ("L0", "L1", "L2", "L3", "L4")
 LONGEST_WAIT_S = 366 * 86_400.0
 """Seconds; what may take longer waits without a limit."""
+MOST_REASONS = 20
+"""Of degradation in one report: a run that asks a thousand times during an outage has a thousand, much alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The world outside, as one worker process reaches it."""
+    """The world outside, as one worker process reaches it.
 
-    chat: ChatPort
+    Attributes:
+        chat_for: Makes a run's own way to the language models.
+        has_run_budgets: Whether runs have budgets: children draw on those of the runs above them.
+        prompt_tokens: Tokens that the widest model of an agent takes; None: unknown.
+    """
+
+    chat_for: ChatFor
     retriever: Retriever
     memory: SessionMemory
+    has_run_budgets: bool = False
+    prompt_tokens: Callable[[str], int | None] = lambda _agent: None
 
 
 @dataclass(slots=True)
 class Degradation:
-    """How far the answer is from the full service, and why."""
+    """How far the answer is from the full service, and why; whether it is an apology for what was not done."""
 
-    level: str = "L0"
+    level: Level = "L0"
     reasons: list[str] = field(default_factory=list)
+    could_not_act: bool = False
 
-    def note(self, level: str, reason: str) -> None:
-        """Remember the worst level and every reason."""
-        self.level = max(self.level, level, key=LEVELS.index)
-        self.reasons.append(reason)
+    def note(self, level: Level, *reasons: str) -> None:
+        """Remember the worst level, and every reason once, up to `MOST_REASONS`."""
+        self.level = worst(self.level, level)
+        new = [one for one in dict.fromkeys(reasons) if one not in self.reasons]
+        self.reasons += new[: MOST_REASONS - len(self.reasons)]
 
 
 class Run:
@@ -65,8 +76,9 @@ class Run:
     """
 
     def __init__(
-        self, *, message: TaskMessage, attempt: int, journal: Journal, ports: Ports, home: Home, retry: Retry = ONCE
-    ) -> None:
+        self, *, message: TaskMessage, attempt: int, journal: Journal, ports: Ports, home: Home, retry: Retry = ONCE,
+        must_act: bool | None = None,
+    ) -> None:  # fmt: skip
         self.task_id = message.id
         self.tenant = message.fleet.tenant
         self.session = message.fleet.session
@@ -78,9 +90,11 @@ class Run:
         self._home = home
         self._retry = retry
         self._children = Children(message, home)
+        self._questions = Questions(
+            message, chat_for=ports.chat_for, must_act=must_act,
+            ancestors=(lambda: home.runs.ancestors(message.id)) if ports.has_run_budgets else None,
+        )  # fmt: skip
         self._awaited: Counter[str] = Counter()
-        self._input_tokens = 0
-        self._output_tokens = 0
         self._remembered = 0
 
     async def step(self, name: str, function: Callable[..., Any], *args: Any, retry: Retry | None = None) -> Any:
@@ -176,7 +190,7 @@ class Run:
             request={"children": [str(one) for one in ids], "timeout_s": timeout_s},
             wait_s=None if timeout_s is None else _checked_wait_s(timeout_s),
             look=lambda: self._home.runs.look_for_children(self.task_id, ids),
-            suspension=Suspension(kind="children", children=tuple(str(one) for one in ids)),
+            suspension=Suspension(kind="children", children=(tuple(str(one) for one in ids),)),
             expired=lambda: WaitTimeout(f"{len(ids)} children did not end within {timeout_s:g} s"),
         )
         found = outcomes(asked, ended)
@@ -190,42 +204,38 @@ class Run:
         max_tokens: int | None = None, temperature: float | None = None, tools: Sequence[str] = (), name: str = "chat",
         retry: Retry | None = None,
     ) -> ChatReply:  # fmt: skip
-        """Ask the model, once.
+        """Ask the models of the agent's chain, once.
+
+        While they are down the answer comes from further down the ladder, and says so: `reply.level`, `reply.reasons`.
 
         Args:
             prompt: A question, or a whole conversation.
+            model: Asked first; the chain's first otherwise.
             tools: Names of registered tools the model may call; their calls come back in `reply.tool_calls`.
-            retry: When a failure is tried again; the agent's own rule otherwise.
+            retry: When a failure is tried again; the agent's own rule otherwise. Where waiting helps (limits, or an
+                agent that prefers it to degrading), the run waits by itself, without a slot.
 
-        Raises: LLMTimeout, LLMUnavailable, LLMRateLimited, LLMRefused.
+        Raises: LLMRefused, BudgetSpent, PromptTooLong; BadInput for a model that is not configured.
         """
         turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
         if system is not None:
             turns = (Message("system", system), *turns)
         specs = tuple(_tool_spec(_tool(one)) for one in tools)
         request = ChatRequest(turns, model=model, max_tokens=max_tokens, temperature=temperature, tools=specs)
-
-        async def ask() -> dict[str, Any]:
-            return (await self._ports.chat.chat(request)).to_json()
-
-        def cut_off() -> dict[str, Any]:
-            """Nobody will say what it cost: at least all that was sent."""
-            usage = estimated_usage(request, written="")
-            self._input_tokens += usage.input_tokens
-            return usage.to_json()
-
         answer = await self._journal.step(
             name,
             kind="llm",
             request=request.question_json(),
-            call=ask,
+            call=lambda: self._questions.ask(request),
             usage_of=lambda reply: reply["usage"],
-            usage_if_cut=cut_off,
+            usage_if_cut=lambda: self._questions.cut_off(request),
             retry=retry or self._retry,
         )
         reply = ChatReply.from_json(answer)
-        self._input_tokens += reply.usage.input_tokens
-        self._output_tokens += reply.usage.output_tokens
+        self._questions.note(reply)
+        if reply.level != "L0":
+            self.degradation.note(cast(Level, reply.level), *reply.reasons)
+            self.degradation.could_not_act |= reply.could_not_act
         return reply
 
     async def tool(self, name: str, /, *, retry: Retry | None = None, **inputs: Any) -> Any:
@@ -299,6 +309,22 @@ class Run:
         )
 
     @property
+    def must_act(self) -> bool:
+        """Whether words alone are no answer to this task: it acts through tools, or says that it could not.
+
+        As its agent or the file of models says, unless it is set.
+        """
+        return self._questions.door.must_act
+
+    @must_act.setter
+    def must_act(self, value: bool) -> None:
+        self._questions.insist(value)
+
+    def sorry(self, reason: str) -> str:
+        """What is said for a task that had to act, could not, and has changed nothing."""
+        return self._questions.door.sorry(reason)
+
+    @property
     def children(self) -> int:
         """How many it has started."""
         return self._children.started
@@ -313,8 +339,8 @@ class Run:
         return {
             "level": self.degradation.level,
             "reasons": self.degradation.reasons,
-            "input_tokens": self._input_tokens,
-            "output_tokens": self._output_tokens,
+            **({"could_not_act": True} if self.degradation.could_not_act else {}),
+            **self._questions.report(),
             "steps_executed": self._journal.executed,
             "steps_replayed": self._journal.replayed,
             "in_doubt": self._journal.in_doubt,

@@ -13,6 +13,7 @@ from shared.broker.publisher import BROKER_ERRORS
 from shared.ledger import dispatch as ledger
 from shared.ledger.rescue import record_dead_letter
 from shared.ledger.terms import Term
+from shared.telemetry.keeper_metrics import DECISIONS, TASKS
 from workers.keeper.decisions import dispatch, relieve
 from workers.keeper.knobs import KeeperKnobs
 from workers.keeper.outbox import Outbox
@@ -55,6 +56,8 @@ class BrokerChores:
         again_after_s = self._knobs.again_after_s
         messages = await ledger.lost(self._term, limit=decision.limit, again_after_s=again_after_s)
         self._outbox.send(messages)
+        DECISIONS.labels("redispatch").inc()
+        TASKS.labels("redispatched").inc(len(messages))
         log.info("keeper.republished", tasks=len(messages), reason=decision.reason)
 
     async def held(self) -> None:
@@ -71,6 +74,8 @@ class BrokerChores:
             chosen = overdue[: decision.limit]
             messages = await ledger.take_off_hold(unit, chosen, again_after_s=self._knobs.again_after_s)
         self._outbox.send(messages)
+        DECISIONS.labels("relieve").inc()
+        TASKS.labels("relieved").inc(len(messages))
         log.info("keeper.held_published", tasks=len(messages), reason=decision.reason)
 
     async def dead_letters(self) -> None:
@@ -81,6 +86,7 @@ class BrokerChores:
             log.error("keeper.dead_letter", reason=letter.reason, task=letter.headers.get("task"))
             record = record_dead_letter(self._term, reason=letter.reason, headers=letter.headers, body=letter.body)
             asyncio.run_coroutine_threadsafe(record, loop).result()
+            TASKS.labels("dead_lettered").inc()
 
         try:
             await asyncio.to_thread(self._drain, keep)

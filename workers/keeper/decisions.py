@@ -7,6 +7,7 @@ from typing import Literal
 from uuid import UUID
 
 from shared.ledger.dispatch import Fresh, Slots
+from shared.ledger.parking import Wanting
 from shared.ledger.rescue import Pulse
 
 
@@ -71,6 +72,36 @@ def prompt(fresh: Iterable[Fresh], *, standing: Mapping[str, int], fair_window: 
             have[one.tenant] += 1
             chosen.append(one.id)
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Parking:
+    """Whether tasks are put aside for want of their agent, and why."""
+
+    tasks: Wanting
+    action: Literal["park", "leave"]
+    reason: str
+
+
+def put_aside(found: Iterable[Wanting], *, workers: int, watched_s: float, after_s: float) -> list[Parking]:
+    """Which tasks are parked because nobody offers their agent: they say so then, and stand in nobody's way.
+
+    Args:
+        workers: Living ones. Without any the fleet is down, or scaled to nothing: no agent is missing in particular.
+        watched_s: For how long this keeper has seen the database answer: workers could offer nothing before.
+        after_s: Seconds without an offer after which an agent counts as gone.
+    """
+    return [_put_aside(one, workers, watched_s, after_s) for one in found]
+
+
+def _put_aside(one: Wanting, workers: int, watched_s: float, after_s: float) -> Parking:
+    silence = "ever" if one.silent_s is None else f"for {one.silent_s:.0f} s"
+    missing = f"no worker has offered agent {one.agent!r} {silence}"
+    if workers == 0:
+        return Parking(one, "leave", f"{missing}, but no worker is alive at all")
+    if watched_s < after_s:
+        return Parking(one, "leave", f"{missing}, but the database has just come back")
+    return Parking(one, "park", f"{missing}: start one that has it, or cancel the task")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 
 CHORES = (
-    "bury", "deadlines", "timers", "children", "orphans", "schedules", "release", "unpark", "retention",
-    "lost", "held", "dead_letters",
+    "bury", "deadlines", "timers", "children", "orphans", "schedules", "release", "park", "unpark", "retention",
+    "backlog", "lost", "held", "dead_letters",
 )  # fmt: skip
 DAY_S = 86_400.0
 
@@ -28,6 +28,10 @@ class KeeperKnobs:
     """Seconds between two looks for parents that nobody told of their children's end: a rare accident."""
     orphans_s: float = 2.0
     """Seconds between two looks for children spawned while their parent was being cancelled: a rare accident."""
+    park_s: float = 30.0
+    """Seconds between two looks for queued tasks whose agent nobody offers; 0.25 s where 1000 tenants hold 100 000."""
+    park_after_s: float = 180.0
+    """Seconds without an offer until an agent counts as gone and its tasks are parked; workers offer every 60 s."""
     unpark_s: float = 5.0
     """Seconds between two looks for parked tasks whose agent is offered again."""
     batch: int = 500
@@ -56,6 +60,10 @@ class KeeperKnobs:
     """Seconds between two looks of a standby: also how soon it follows a leader whose connection has ended."""
     stuck_after_s: float = 60.0
     """Seconds that one chore may take until the leader stops giving signs of life, so that another one tries."""
+    backlog_s: float = 15.0
+    """Seconds between two counts of the ledger's backlog for the metrics."""
+    metrics_port: int = 0
+    """Port on loopback for /metrics, /livez and /readyz; 0 serves none."""
 
     @property
     def chores(self) -> tuple[str, ...]:
@@ -68,9 +76,11 @@ class KeeperKnobs:
         for knob in fields(self):
             if knob.name in ("batch", "publish_batch", "retention_batch") and getattr(self, knob.name) < 1:
                 raise ValueError(f"{knob.name} must be at least 1")
-            may_be_zero = knob.name in ("retention_s", "deadline_grace_s", "retention_pause_s")
+            may_be_zero = knob.name in ("retention_s", "deadline_grace_s", "retention_pause_s", "metrics_port")
             value = getattr(self, knob.name)
             if isinstance(value, float | int) and (value < 0 or (value == 0 and not may_be_zero)):
                 raise ValueError(f"{knob.name} must be {'0 or more' if may_be_zero else 'positive'}")
+        if self.metrics_port > 65_535:
+            raise ValueError("metrics_port must be a port or 0")
         if self.stale_after_s < 3 * self.renew_s:
             raise ValueError("stale_after_s must be at least three times renew_s, so that one late sign deposes nobody")

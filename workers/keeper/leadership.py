@@ -9,6 +9,7 @@ import structlog
 from shared.db.database import Database
 from shared.errors import Fenced
 from shared.ledger.terms import Candidate, Term, candidacy
+from shared.telemetry.keeper_metrics import DECISIONS, EPOCH, LEADING, resign
 from workers.keeper.knobs import KeeperKnobs
 from workers.keeper.rounds import Rounds, pause
 from workers.keeper.succession import Watch
@@ -43,6 +44,8 @@ async def stand(
             async with asyncio.timeout(answer_s):
                 epoch = await candidate.stand()
             if epoch is not None:
+                LEADING.set(1)
+                EPOCH.set(epoch)
                 log.info("keeper.leads", epoch=epoch, holder=holder)
                 rounds = rounds_of(Term(database, role=ROLE, epoch=epoch), answers_since)
                 await _reign(candidate, epoch, rounds, knobs=knobs, stop=stop)
@@ -55,6 +58,7 @@ async def _watch(candidate: Candidate, watch: Watch, *, knobs: KeeperKnobs, stop
         look = await candidate.look()
     decision = watch.see(look, now_s=time.monotonic())
     if decision.action == "depose" and look.lock_pid is not None:
+        DECISIONS.labels("depose").inc()
         log.warning("keeper.leader_deposed", reason=decision.reason)
         await candidate.depose(look.lock_pid)
         await pause(stop, min(0.1, knobs.look_s))
@@ -74,6 +78,7 @@ async def _reign(
         for one in (renewing, working):
             one.cancel()
         await asyncio.gather(renewing, working, return_exceptions=True)
+        resign()
         await rounds.close()
     try:
         for one in done:

@@ -11,11 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.contracts import TaskMessage
 from shared.ledger import families, limits, parking, rescue, retention, schedules, timers
-from shared.ledger.dispatch import Fresh, standing, take_off_hold
+from shared.ledger.dispatch import Fresh, backlog_counts, slots_now, standing, take_off_hold
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.terms import Term
 from shared.ledger.timers import Due
-from workers.keeper.decisions import judge, prompt
+from shared.telemetry.keeper_metrics import BACKLOG, DECISIONS, TASKS
+from workers.keeper.decisions import judge, prompt, put_aside
 from workers.keeper.knobs import KeeperKnobs
 from workers.keeper.outbox import Outbox
 from workers.keeper.releasing import choose, rooms_of
@@ -53,8 +54,10 @@ class LedgerChores:
             Chore("orphans", self.orphans, knobs.orphans_s),
             Chore("schedules", self.schedules, knobs.schedules_s),
             Chore("release", self.release, knobs.round_s),
+            Chore("park", self.park, knobs.park_s),
             Chore("unpark", self.unpark, knobs.unpark_s),
             Chore("retention", self.retention, knobs.retention_every_s),
+            Chore("backlog", self.backlog, knobs.backlog_s),
         )
         return {chore.name: chore for chore in all_of_them}
 
@@ -88,6 +91,7 @@ class LedgerChores:
         )  # fmt: skip
         if ended:
             log.info("keeper.deadlines_spent", tasks=len(ended), by_state=dict(Counter(one.was for one in ended)))
+            TASKS.labels("expired").inc(len(ended))
             await families.wake_parents(self._term, [one.parent_id for one in ended])
         return self._sooner(len(ended))
 
@@ -100,6 +104,7 @@ class LedgerChores:
             messages = await self._hand_out(unit, woken)
         self._outbox.send(messages)
         if woken:
+            TASKS.labels("woken").inc(len(woken))
             lag_s = max(one.lag_s for one in woken)
             log.info("keeper.timers_woken", tasks=len(woken), published=len(messages), lag_s=round(lag_s, 3))
         return self._sooner(len(woken))
@@ -111,6 +116,7 @@ class LedgerChores:
             messages = await self._hand_out(unit, woken)
         self._outbox.send(messages)
         if woken:
+            TASKS.labels("parent_woken").inc(len(woken))
             log.warning("keeper.parents_woken", tasks=len(woken), reason="all their children have ended")
         return self._sooner(len(woken))
 
@@ -118,6 +124,7 @@ class LedgerChores:
         """Cancel children whose parent is cancelled."""
         orphans = await families.cancel_orphans(self._term, limit=self._knobs.batch)
         if orphans:
+            TASKS.labels("orphan_cancelled").inc(len(orphans))
             log.info("keeper.orphans_cancelled", tasks=len(orphans), reason="their parent is cancelled")
         return self._sooner(len(orphans))
 
@@ -156,13 +163,31 @@ class LedgerChores:
             is_more = bool(held) or await limits.holds_any(unit, some)
         self._outbox.send(messages)
         if messages:
+            DECISIONS.labels("release").inc()
+            TASKS.labels("released").inc(len(messages))
             log.debug("keeper.released", tasks=len(messages), reason=decision.reason)
         return self._knobs.release_s if is_more else None
+
+    async def park(self) -> None:
+        """Put tasks aside whose agent nobody offers."""
+        after_s = self._knobs.park_after_s
+        found = await parking.wanting(self._term.database, after_s=after_s, limit=self._knobs.batch)
+        if not found:
+            return
+        workers = (await slots_now(self._term.database)).workers
+        watched_s = time.monotonic() - self._answers_since
+        for one in put_aside(found, workers=workers, watched_s=watched_s, after_s=after_s):
+            if one.action == "park":
+                tasks = await parking.park(self._term, one.tasks, reason=one.reason, after_s=after_s)
+                DECISIONS.labels("park").inc()
+                TASKS.labels("parked").inc(tasks)
+                log.warning("keeper.parked", tasks=tasks, agent=one.tasks.agent, reason=one.reason)
 
     async def unpark(self) -> float | None:
         """Let parked tasks go on whose agent is offered again."""
         back = await parking.unpark_offered(self._term, limit=self._knobs.batch)
         if back:
+            TASKS.labels("unparked").inc(len(back))
             log.info("keeper.unparked", tasks=len(back), reason="a worker offers their agent again")
         return self._sooner(len(back))
 
@@ -176,11 +201,17 @@ class LedgerChores:
         )  # fmt: skip
         self._swept_to = swept.next_since
         if swept.tasks:
+            TASKS.labels("retired").inc(swept.tasks)
             log.info("keeper.tasks_deleted", tasks=swept.tasks, reason=f"finished more than {keep_s:g} s ago")
         if swept.next_since is not None:
             return self._knobs.retention_pause_s
         await retention.forget_workers(self._term, keep_s=keep_s)
         return None
+
+    async def backlog(self) -> None:
+        """Count what is not running, for those who watch."""
+        for state, tasks in (await backlog_counts(self._term.database)).items():
+            BACKLOG.labels(state).set(tasks)
 
     async def _due(self) -> Due:
         return await timers.any_due(self._term.database, grace_s=self._knobs.deadline_grace_s)
@@ -202,6 +233,9 @@ class LedgerChores:
 def _tell_burials(dead: Mapping[UUID, str], taken: Sequence[rescue.Taken]) -> None:
     for worker, reason in dead.items():
         states = Counter(one.state for one in taken if one.worker == worker)
+        DECISIONS.labels("bury").inc()
+        for state, action in (("queued", "rescued"), ("failed", "dead_lettered"), ("cancelled", "cancelled")):
+            TASKS.labels(action).inc(states[state])
         log.warning("keeper.worker_buried", worker=str(worker), runs=states.total(), **states, reason=reason)
 
 
@@ -209,10 +243,13 @@ async def _tick(unit: AsyncSession, schedule: schedules.Schedule, *, now: dateti
     decision = tick_of(schedule, now=now)
     if decision.header is None or decision.next_at is None:
         await schedules.stop_schedule(unit, schedule.name)
+        DECISIONS.labels("pause_schedule").inc()
         log.error("keeper.schedule_paused", schedule=schedule.name, reason=decision.reason)
         return None
     task_id = await schedules.tick(unit, schedule, decision.header, next_at=decision.next_at)
     if task_id is None:
         return None
+    DECISIONS.labels("tick").inc()
+    TASKS.labels("ticked").inc()
     log.info("keeper.schedule_ticked", schedule=schedule.name, task_id=str(task_id), reason=decision.reason)
     return Fresh(task_id, schedule.tenant)

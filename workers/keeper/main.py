@@ -13,8 +13,10 @@ from shared.db.database import Database
 from shared.errors import DatabaseUnavailable, FleetError
 from shared.ledger.terms import Term
 from shared.settings import Settings, load, load_room
+from shared.telemetry.exposition import serve_metrics
 from shared.telemetry.logs import setup_logs
 from shared.telemetry.notify import notify
+from shared.telemetry.redaction import load_hooks
 from workers.keeper.broker_chores import BrokerChores
 from workers.keeper.knobs import KeeperKnobs
 from workers.keeper.leadership import stand
@@ -28,7 +30,7 @@ log = structlog.get_logger()
 async def keep() -> None:
     """Lead, or wait to lead, until told to stop."""
     settings = load()
-    setup_logs(style=settings.log.style, level=settings.log.level)
+    setup_logs(style=settings.log.style, level=settings.log.level, hooks=load_hooks(settings.log.redact))
     knobs = load_room("keeper", KeeperKnobs)
     holder = f"fleet-keeper-{uuid4().hex[:12]}"
     database = Database(settings.db, application_name=holder)
@@ -36,6 +38,7 @@ async def keep() -> None:
     stop = asyncio.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(one, stop.set)
+    serve_metrics(knobs.metrics_port)
     notify(settings.notify_socket)
 
     def rounds_of(term: Term, answers_since: float) -> Rounds:

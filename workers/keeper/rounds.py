@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from shared.errors import DatabaseUnavailable, Fenced
+from shared.telemetry.keeper_metrics import CHORE_FAILURES, CHORE_SECONDS
 
 log = structlog.get_logger()
 
@@ -58,9 +59,11 @@ class Lane:
         except Fenced:
             raise
         except Exception:  # the main loop: one chore that fails must not keep the others from being done
+            CHORE_FAILURES.labels(chore.name).inc()
             log.exception("keeper.chore_failed", chore=chore.name)
             return chore.every_s
         finally:
+            CHORE_SECONDS.labels(chore.name).observe(time.monotonic() - self.busy_since)
             self.busy_since = None
         self._is_database_away = False
         return chore.every_s if again_s is None else again_s

@@ -11,7 +11,9 @@ from typing import Any, Self
 
 from workers.ops.knobs import SupervisorKnobs
 from workers.ops.opening import open_site
-from workers.ops.spec import Listener, ServerSpec
+from workers.ops.replication.failover import Failover, Outcome, Say
+from workers.ops.replication.failover import Wish as FailoverWish
+from workers.ops.spec import Listener, ServerFailed, ServerSpec
 from workers.ops.supervisor import Supervisor
 from workers.ops.surroundings import Surroundings
 from workers.ops.topology import Topology, Wish, build
@@ -32,6 +34,7 @@ class BackgroundSupervisor:
         self.topology = topology
         self.env = dict(topology.env)
         self._supervisor = Supervisor(around.run, privileges=around.privileges, on_event=on_event, knobs=knobs)
+        self._failover = Failover(topology.group, supervisor=self._supervisor) if topology.group else None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="supervisor", daemon=True)
 
@@ -57,8 +60,9 @@ class BackgroundSupervisor:
 
     @property
     def replica_url(self) -> str:
-        """The streaming replica, as SQLAlchemy takes it."""
-        return self.topology.replica_url
+        """The first streaming replica, as SQLAlchemy takes it; empty when there is none."""
+        group = self.topology.group
+        return group.first_replica if group else self.topology.replica_url
 
     @property
     def broker_url(self) -> str:
@@ -125,6 +129,14 @@ class BackgroundSupervisor:
     def wait_ready(self, name: str) -> None:
         """Return when ready. Raises: ServerFailed."""
         self._call(self._supervisor.wait_ready(name))
+
+    def failover_db(self, wish: FailoverWish | None = None, *, say: Say | None = None) -> Outcome:
+        """Promote a replica of PostgreSQL; `db_url`, `replica_url` and `env` follow. Raises: FailoverRefused ..."""
+        if self._failover is None:
+            raise ServerFailed("This topology has no PostgreSQL.")
+        outcome: Outcome = self._call(self._failover.run(wish or FailoverWish(), say=say))
+        self.env |= self._failover.group.addresses()
+        return outcome
 
     def status(self, name: str) -> str:
         """ready, held, failed, stopped ..."""

@@ -85,13 +85,17 @@ def remove_stale_lock(lock_file: Path) -> bool:
 
 
 def members(leader: Identity, *, log: str = "") -> list[Identity]:
-    """List a server's living processes: its session, and whatever else writes its output to `log`."""
+    """List a server's living processes: its session, and whatever else writes its output to `log`.
+
+    A leader that is gone leaves its pid to be reused: the session of a stranger who has it now is not the leader's.
+    """
     found = []
+    has_session = identify(leader.pid) in (None, leader)
     for entry in Path("/proc").iterdir():
         row = _row(int(entry.name)) if entry.name.isdigit() else None
         if row is None or row.pid == os.getpid() or row.started_ticks < leader.started_ticks:
             continue
-        if row.session == leader.pid or (log and _writes_to(row.pid, log)):
+        if (has_session and row.session == leader.pid) or (log and _writes_to(row.pid, log)):
             found.append(Identity(pid=row.pid, started_ticks=row.started_ticks))
     return found
 

@@ -28,6 +28,8 @@ ProfileName = Annotated[
     str, typer.Option("--profile", help="embedded: servers out of wheels; full: Debian's PostgreSQL, RabbitMQ, Redis.")
 ]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Celery workers to start.")]
+Replicas = Annotated[int, typer.Option("--replicas", min=0, max=7, help="Streaming replicas of PostgreSQL.")]
+Sync = Annotated[bool, typer.Option("--sync", help="A commit waits until a replica has it on disk.")]
 ServersOnly = Annotated[bool, typer.Option("--servers-only", help="No migration, keeper, workers, Flower.")]
 Pins = Annotated[list[str] | None, typer.Option("--port", help="Pin a port: NAME=PORT, for example flower=5555.")]
 
@@ -36,6 +38,8 @@ def up(
     context: typer.Context,
     profile: ProfileName = "embedded",
     workers: Workers = 1,
+    replicas: Replicas = 1,
+    sync: Sync = False,
     folder: Folder = Path(".fleet"),
     port: Pins = None,
     servers_only: ServersOnly = False,
@@ -52,8 +56,10 @@ def up(
     else:
         door: Door = context.obj
         door.check()  # refuse before anything starts
+        door.check_models()
         pinned_ports(port or [])
         options = ["--dir", str(run.base), "--profile", profile, "--workers", str(workers)]
+        options += ["--replicas", str(replicas), *(["--sync"] if sync else [])]
         options += [part for pin in port or [] for part in ("--port", pin)]
         options += ["--servers-only"] if servers_only else []
         _start(options, progress=Progress(quiet=as_json))

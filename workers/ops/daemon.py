@@ -7,13 +7,16 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.errors import FleetError, Misconfigured
+from workers.ops.control import Carry, Tell, listening
 from workers.ops.knobs import SupervisorKnobs
 from workers.ops.opening import open_site
+from workers.ops.replication.failover import Failover
+from workers.ops.replication.failover import Wish as FailoverWish
 from workers.ops.spec import Event
 from workers.ops.supervisor import Supervisor
 from workers.ops.surroundings import Surroundings
@@ -73,16 +76,35 @@ async def _supervise(order: Order, *, around: Surroundings) -> int:
         await asyncio.wait({start, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if start.done():
             start.result()
-            facts["phase"] = "ready"
-            supervisor.save()
-            tell({"phase": "ready"})
-            await stopping
+            async with listening(around.run.base, _commands(topology, supervisor=supervisor, facts=facts)):
+                facts["phase"] = "ready"
+                supervisor.save()
+                tell({"phase": "ready"})
+                await stopping
         start.cancel()
         await asyncio.gather(start, return_exceptions=True)
         facts["phase"] = "stopping"
     facts["phase"] = "down"
     supervisor.save()
     return 0
+
+
+def _commands(topology: Topology, *, supervisor: Supervisor, facts: dict[str, Any]) -> Carry:
+    failover = Failover(topology.group, supervisor=supervisor) if topology.group else None
+
+    async def carry(order: Mapping[str, Any], tell: Tell) -> Mapping[str, Any]:
+        if order.get("do") != "failover_db" or failover is None:
+            raise Misconfigured(f"This supervisor does not know the order {order.get('do')!r}.")
+        wish = FailoverWish(to=order.get("to"), force=bool(order.get("force")), rejoin=bool(order.get("rejoin", True)))
+        try:
+            outcome = await failover.run(wish, say=lambda part, sentence: tell({"part": part, "says": sentence}))
+        finally:
+            facts["env"] |= failover.group.addresses()
+            facts["replica_url"] = failover.group.first_replica
+            supervisor.save()
+        return asdict(outcome)
+
+    return carry
 
 
 def _facts(topology: Topology, *, around: Surroundings) -> dict[str, Any]:

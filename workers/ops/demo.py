@@ -67,6 +67,7 @@ def demo(
     """Start a private fleet, ask it a question, kill a worker in the middle of a task, and stop everything."""
     door: Door = context.obj
     door.check()
+    door.check_models()
     if not question.strip():
         raise Misconfigured("--question is empty; write for example --question 'How do I scale out?'.")
     screen = DemoScreen(quiet=as_json)
@@ -108,7 +109,8 @@ def _start(
     stack: ExitStack, *, door: Door, screen: DemoScreen, interruption: "Interruption"
 ) -> tuple[BackgroundSupervisor, "FleetClient"]:
     inherited = _inherited(door.environment)
-    has_model = "FLEET_LLM_BASE_URL" not in inherited
+    models = inherited.get("FLEET_LLM_CONFIG") or inherited.get("FLEET_LLM_BASE_URL")
+    has_model = models is None
     wish = Wish(profile="embedded", model=has_model, workers=1, flower=False)
     with screen.doing("Starting", done=f"PostgreSQL and a replica, Valkey, Milvus Lite, keeper, {FIRST}"):
         servers = stack.enter_context(
@@ -121,7 +123,7 @@ def _start(
     if has_model:
         screen.aside("the model is SmolLM2 with 135 M parameters, a toy; set FLEET_LLM_BASE_URL for a real one")
     else:
-        screen.aside(f"the model is the one at {inherited['FLEET_LLM_BASE_URL']}")
+        screen.aside(f"models: {models}")
     return servers, client
 
 
@@ -131,6 +133,8 @@ def _ask(question: str, *, client: "FleetClient", screen: DemoScreen) -> dict[st
     with screen.doing("Asking the chat agent", done=""):
         task = client.submit("chat", {"message": question, "max_tokens": ANSWER_TOKENS})
         output = task.result(WAIT_S)
+    if output["level"] == "L4":
+        raise DemoFailed(f"No model answered: {'; '.join(output['reasons'])}.")
     view = task.status()
     screen.dialogue(question, output["answer"])
     screen.aside(f"agent {summary(view)}")
@@ -234,6 +238,8 @@ def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if not name.startswith("FLEET_") or name.startswith("FLEET_LLM_")
     }
+    if kept.get("FLEET_LLM_CONFIG"):
+        kept["FLEET_LLM_CONFIG"] = str(Path(kept["FLEET_LLM_CONFIG"]).absolute())  # the demo's workers are elsewhere
     return kept | ENVIRONMENT
 
 

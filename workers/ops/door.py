@@ -32,6 +32,9 @@ class Door:
     check: Callable[[], object]
     """Checks every FLEET_ variable. Raises: Misconfigured."""
 
+    check_models: Callable[[], object]
+    """Checks the file that FLEET_LLM_CONFIG names, and the keys that it names. Raises: Misconfigured."""
+
     connect: Callable[[Mapping[str, str]], "FleetClient"]
     """Makes a client of the environment plus these variables. Raises: Misconfigured."""
 

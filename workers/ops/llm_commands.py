@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-import time
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from shared.errors import BadInput, Misconfigured
+from shared.telemetry.logs import setup_logs
 from workers.ops.commands import AsJson
 from workers.ops.door import Door, Where, addresses
 from workers.ops.llm_screen import table
@@ -134,7 +136,8 @@ async def facts(desk: Desk, *, tenant: str | None = None) -> dict[str, Any]:
         models.append(
             {
                 "model": name, "endpoint": model.endpoint,
-                "chains": [chain for chain, names in desk.config.chains.items() if name in names],
+                "chains": {one: chain.index(name) + 1 for one, chain in desk.config.chains.items() if name in chain},
+                "limits": model.limits.model_dump(exclude_none=True),
                 **(await desk.gate.stats(key)).as_dict(),
                 "spent_today": {"calls": page.calls, "input_tokens": page.input_tokens,
                                 "output_tokens": page.output_tokens, "money": round(page.money, 6)},
@@ -142,8 +145,10 @@ async def facts(desk: Desk, *, tenant: str | None = None) -> dict[str, Any]:
         )  # fmt: skip
     found: dict[str, Any] = {"at": now.isoformat(), "currency": desk.config.currency, "models": models}
     if tenant is not None:
-        budgets = list(purses(desk.config, tenant=tenant, agent="chat", run=None))
-        left = await desk.gate.left(budgets, tenant=tenant)
+        agents = dict.fromkeys(("chat", *desk.config.agents))
+        budgets = {one: None for agent in agents for one in purses(desk.config, tenant=tenant, agent=agent, run=None)}
+        left = await desk.gate.left(list(budgets), tenant=tenant)
+        found["tenant"] = tenant
         found["budgets"] = [
             {"level": one.level, "name": one.name, "tokens_left": one.tokens, "money_left": one.money} for one in left
         ]
@@ -195,6 +200,7 @@ def _switch(
 def _at_desk(context: typer.Context, folder: Any, work: Callable[[Desk], Awaitable[T]]) -> None:
     door: Door = context.obj
     door.check()
+    setup_logs(style="console", level="CRITICAL")  # one sentence says it, not log lines before it
     found = {**door.environment, **addresses(folder, environment=door.environment)}
 
     async def run() -> None:
@@ -204,7 +210,9 @@ def _at_desk(context: typer.Context, folder: Any, work: Callable[[Desk], Awaitab
     try:
         asyncio.run(run())
     except KeyboardInterrupt:
-        time.sleep(0)  # Ctrl-C is how watching ends
+        pass  # it is how watching ends
+    except BrokenPipeError:  # or whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @asynccontextmanager
@@ -219,14 +227,16 @@ async def _desk(redis_url: str) -> AsyncIterator[Desk]:
     from shared.resilience.redis_store import RedisStore
 
     redis = Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
+    store = RedisStore(redis)
     try:
         config = await announced(redis)
         if config is None:
             raise Misconfigured("No worker has announced its language models here yet: start one, then look again.")
-        yield Desk(redis, config, Gate(RedisStore(redis), key_rules(config)))
-    except (RedisError, OSError) as error:
+        yield Desk(redis, config, Gate(store, key_rules(config)))
+    except RedisError as error:
         raise Misconfigured(
             f"Redis does not answer ({type(error).__name__}): is FLEET_MEMORY_REDIS_URL right?"
         ) from None
     finally:
+        await store.aclose()
         await redis.aclose()

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.errors import FleetError, Misconfigured, ResultPending
-from shared.settings import load, load_room
+from shared.settings import load, load_llm, load_room
 from shared.telemetry.logs import setup_logs
 from workers.ops import (
     commands,
+    db_commands,
     dead_commands,
     demo,
+    failover_command,
+    key_commands,
     limit_commands,
     llm_commands,
     schedule_commands,
@@ -53,9 +56,12 @@ app.command()(task_commands.signal)
 app.command()(task_commands.resume)
 app.command()(task_commands.replay)
 app.command()(task_commands.fork)
+app.add_typer(db_commands.db)
+app.add_typer(failover_command.failover)
 app.add_typer(dead_commands.dead)
 app.add_typer(schedule_commands.schedule)
 app.add_typer(limit_commands.limits)
+app.add_typer(key_commands.keys)
 app.command()(verify_command.verify)
 app.command()(schema.schema)
 app.command()(demo.demo)
@@ -65,7 +71,9 @@ app.add_typer(llm_commands.llm)
 @app.callback()
 def open_door(context: typer.Context) -> None:
     """Hand every command what it may not fetch itself: the environment, and the way to a fleet."""
-    context.obj = Door(environment=dict(os.environ), check=load, connect=connect)
+    context.obj = Door(
+        environment=dict(os.environ), check=load, check_models=lambda: load_llm(load().llm), connect=connect
+    )
 
 
 def connect(addresses: Mapping[str, str]) -> "FleetClient":
@@ -82,35 +90,42 @@ def supervise(
     folder: commands.Folder = Path(".fleet"),
     profile: commands.ProfileName = "embedded",
     workers: commands.Workers = 1,
+    replicas: commands.Replicas = 1,
+    sync: commands.Sync = False,
     port: commands.Pins = None,
     servers_only: commands.ServersOnly = False,
     here: Annotated[Path, typer.Option(help="Working folder of workers.")] = Path(),
 ) -> None:
     """Supervise a fleet in the foreground; `fleet up` runs this detached."""
     try:
-        order = _order(folder, profile=profile, workers=workers, pins=port or [], fleet=not servers_only, here=here)
+        wish = _wish(profile, workers=workers, replicas=replicas, sync=sync, fleet=not servers_only)
+        order = _order(folder, wish=wish, pins=port or [], here=here)
     except FleetError as error:
         tell({"error": error.as_dict()})
         raise typer.Exit(1) from None
     raise typer.Exit(run(order))
 
 
-def _order(folder: Path, *, profile: str, workers: int, pins: list[str], fleet: bool, here: Path) -> Order:
+def _wish(profile: str, *, workers: int, replicas: int, sync: bool, fleet: bool) -> Wish:
     if profile not in ("embedded", "full"):
         raise Misconfigured(f"--profile {profile} is unknown; use embedded or full.")
-    inherited = dict(os.environ)  # the one place: children get the caller's environment through this value
-    wish = Wish(
+    return Wish(
         profile="full" if profile == "full" else "embedded",
-        vectors="FLEET_VECTORS_URI" not in inherited,
-        model="FLEET_LLM_BASE_URL" not in inherited,
+        vectors="FLEET_VECTORS_URI" not in os.environ,
+        model=not {"FLEET_LLM_BASE_URL", "FLEET_LLM_CONFIG"} & os.environ.keys(),
         fleet=fleet,
         workers=workers,
+        replicas=replicas,
+        synchronous=sync,
     )
+
+
+def _order(folder: Path, *, wish: Wish, pins: list[str], here: Path) -> Order:
     return Order(
         folder=folder,
         wish=wish,
         pinned_ports=commands.pinned_ports(pins),
-        inherited=inherited,
+        inherited=dict(os.environ),  # the one place: children get the caller's environment through this value
         project=here.absolute(),
         knobs=load_room("ops", SupervisorKnobs),
     )

@@ -63,6 +63,7 @@ def add(
                 priority=priority,
                 max_attempts=max_attempts,
                 deadline_s=deadline_s,
+                vault=client.vault,
             )
         )
     _say(made, f"Added: {agent} runs next {_when(made, now=datetime.now(UTC))}.", as_json=as_json)
@@ -75,7 +76,7 @@ def list_(context: typer.Context, folder: Where = None, as_json: AsJson = False)
 
     door: Door = context.obj
     with door.client(folder) as client:
-        found = client.operate(list_schedules)
+        found = client.operate(lambda database: list_schedules(database, vault=client.vault))
     if as_json:
         print_json([_json(one) for one in found])
     elif found:

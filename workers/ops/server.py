@@ -71,18 +71,19 @@ class Server:
         if self.status not in ("ready", "finished"):
             raise ServerFailed(f"Server {self.spec.name} is {self.status}: {self.reason}.", server=self.spec.name)
 
-    async def stop(self) -> None:
-        """Ask it to end, insist after its stop timeout, and leave none of its processes."""
+    async def stop(self, *, patience_s: float | None = None) -> None:
+        """Ask it to end, insist after `patience_s` (0: at once; None: its own), and leave none of its processes."""
+        patience_s = self.spec.stop_timeout_s if patience_s is None else patience_s
         if self._life is not None:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
             self._life = None
         child = self.child
-        if child is not None and not child.exited.is_set():
+        if child is not None and not child.exited.is_set() and patience_s > 0:
             child.send(self.spec.stop_signal, whole=False)
             child.send(signal.SIGCONT, whole=True)
             try:
-                await asyncio.wait_for(child.exited.wait(), self.spec.stop_timeout_s)
+                await asyncio.wait_for(child.exited.wait(), patience_s)
             except TimeoutError:
                 self._say(self.status, f"it ignored {self.spec.stop_signal.name}; killing it")
         await self._sweep()
@@ -153,22 +154,34 @@ class Server:
         marker = preparation.makes.with_name(preparation.makes.name + ".done")
         if marker.exists():
             return
-        self._say("preparing", f"running {Path(preparation.argv[0]).name}")
         shutil.rmtree(preparation.makes, ignore_errors=True)
+        await self._run(preparation.argv, within_s=self.spec.start_timeout_s, env=preparation.env)
+        marker.touch()
+
+    async def _run(self, argv: tuple[str, ...], *, within_s: float, env: Mapping[str, str] | None = None) -> None:
+        self._say("preparing", f"running {Path(argv[0]).name}")
         offset = self._log_size()
-        child = self._spawn(preparation.argv, env=preparation.env)
+        child = self._spawn(argv, env=self.spec.env if env is None else env)
         try:
-            async with asyncio.timeout(self.spec.start_timeout_s):
+            async with asyncio.timeout(within_s):
                 await child.exited.wait()
         except TimeoutError:
-            raise self._failure(f"was not prepared within {self.spec.start_timeout_s:g} s", offset=offset) from None
+            await self._sweep()
+            raise self._failure(f"was not prepared within {within_s:g} s", offset=offset) from None
         if not child.succeeded:
-            raise self._failure(f"could not be prepared: {preparation.argv[0]} {child.ending}", offset=offset)
-        marker.touch()
+            raise self._failure(f"could not be prepared: {argv[0]} {child.ending}", offset=offset)
 
     async def _bring_up(self) -> None:
         self._say("starting", "")
         offset = self._log_size()
+        if self.spec.before_start is not None:
+            try:
+                await self.spec.before_start(self._run)
+            except NotReady as error:
+                raise self._failure(f"could not be prepared: {error}", offset=offset) from error
+            if self.status != "starting":
+                self._say("starting", "")
+            offset = self._log_size()
         env = dict(self.spec.env)
         if isinstance(self.spec.probe, Notified):
             env["NOTIFY_SOCKET"] = str(self._site.mailboxes.open(self.spec.name))

@@ -4,7 +4,7 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from shared.errors import FleetError
 from workers.ops.knobs import RestartPolicy
@@ -17,6 +17,13 @@ class ServerFailed(FleetError):
     """A server did not become ready, or died too often; the message names its log and shows its end."""
 
     code = "server_failed"
+
+
+class RunTool(Protocol):
+    """Runs a command as the server's user, its output in the server's log."""
+
+    async def __call__(self, argv: tuple[str, ...], *, within_s: float) -> None:
+        """Return when it has succeeded. Raises: ServerFailed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +57,9 @@ class ServerSpec:
     """Servers that must be ready before its first start, and that are stopped after it."""
 
     preparations: tuple[Preparation, ...] = ()
+    before_start: Callable[[RunTool], Awaitable[None]] | None = None
+    """Called before every start, the ones after a death included; must be idempotent. May raise NotReady."""
+
     on_ready: Callable[[], Awaitable[None]] | None = None
     """Called after every start, before others see it as ready; must be idempotent."""
 

@@ -115,9 +115,9 @@ class Supervisor:
         server.resume()
         await server.start()
 
-    async def stop(self, name: str) -> None:
-        """Stop one server; it stays stopped until started."""
-        await self.server(name).stop()
+    async def stop(self, name: str, *, patience_s: float | None = None) -> None:
+        """Stop one server; it stays stopped until started. Without patience (0) it is killed at once."""
+        await self.server(name).stop(patience_s=patience_s)
 
     async def restart(self, name: str) -> None:
         """Stop and start one server; return when ready. Raises: ServerFailed."""
@@ -160,6 +160,15 @@ class Supervisor:
         if name not in self._servers:
             raise ServerFailed(f"There is no server named {name}; known: {', '.join(self._servers) or 'none'}.")
         return self._servers[name]
+
+    def specs(self) -> dict[str, ServerSpec]:
+        """What every server is."""
+        return {name: server.spec for name, server in self._servers.items()}
+
+    def describe(self, spec: ServerSpec) -> None:
+        """Replace what is known of a server that exists; its next start and the order of stops go by it."""
+        self.server(spec.name).spec = spec
+        self._note()
 
     def pid(self, name: str) -> int:
         """The pid of a running server. Raises: ServerFailed when it is not running."""

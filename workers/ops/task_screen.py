@@ -39,7 +39,7 @@ def task_json(view: "TaskView", *, with_steps: bool = True) -> dict[str, Any]:
 
 def print_outcome(view: "TaskView") -> None:
     """The output on stdout, for pipes; what it took on stderr."""
-    print(view.output if isinstance(view.output, str) else json.dumps(view.output, indent=2, ensure_ascii=False))
+    print(_output(view))
     Console(stderr=True, soft_wrap=True, highlight=False).print(Text(summary(view), style="dim"))
 
 
@@ -92,8 +92,15 @@ def print_task(view: "TaskView", *, now: datetime) -> None:
             console.print(Text(f"Error: {view.error.get('message', view.error)}", style="red"))
     elif view.is_finished:
         console.print(Text("Output:", style="bold"))
-        text = view.output if isinstance(view.output, str) else json.dumps(view.output, indent=2, ensure_ascii=False)
-        console.print(Text(text))
+        console.print(Text(_output(view)))
+
+
+def _output(view: "TaskView") -> str:
+    from shared.ledger.vault import is_sealed  # imported here: see workers.ops.door
+
+    if is_sealed(view.output):
+        return f"sealed; fleet result {view.id} says what is missing"
+    return view.output if isinstance(view.output, str) else json.dumps(view.output, indent=2, ensure_ascii=False)
 
 
 def _relations(view: "TaskView") -> list[str]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from shared.errors import Misconfigured
 from workers.ops.recipes import broker, cache, database, model, processes, vectors
+from workers.ops.replication.group import Group
 from workers.ops.spec import ServerSpec
 from workers.ops.surroundings import Surroundings
 
@@ -32,6 +33,11 @@ class Wish:
 
     workers: int = 1
     flower: bool = True
+    replicas: int = 1
+    """Streaming replicas of PostgreSQL."""
+
+    synchronous: bool = False
+    """Whether a commit waits until a replica has it on disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +50,10 @@ class Topology:
     """FLEET_* for the fleet's processes and for clients."""
 
     replica_url: str
+    """The first replica; empty when there is none."""
+
+    group: Group | None = None
+    """PostgreSQL's nodes."""
 
     def needs_of_processes(self) -> tuple[str, ...]:
         """Servers that a worker waits for: give them to `processes.worker` when adding one later."""
@@ -63,20 +73,19 @@ def build(wish: Wish, *, around: Surroundings) -> Topology:
     source: Literal["system", "wheel"] = "wheel" if wish.profile == "embedded" else "system"
     if wish.profile == "full":
         _insist_on_packages()
-    specs = [database.primary(around, source=source), database.replica(around, source=source)]
-    specs.append(cache.server(around, source=source))
+    nodes = database.group(around, source=source, replicas=wish.replicas, synchronous=wish.synchronous)
+    specs = [*database.servers(around, nodes), cache.server(around, source=source)]
     if wish.profile == "full":
         specs += [broker.port_mapper(around), broker.server(around)]
     if wish.vectors:
         specs.append(vectors.server(around))
     if wish.model:
         specs.append(model.server(around))
-    env = _addresses(wish, around=around)
+    env = _addresses(wish, around=around, nodes=nodes)
     if wish.fleet:
-        specs += _processes(wish, around=around, env=env, servers=[spec.name for spec in specs])
+        specs += _processes(wish, around=around, env=env, servers=[spec.name for spec in specs], nodes=nodes)
     around.ports.refuse_unknown_pins()
-    replica_url = database.url(around.ports.port("replica"))
-    return Topology(profile=wish.profile, specs=tuple(specs), env=env, replica_url=replica_url)
+    return Topology(profile=wish.profile, specs=tuple(specs), env=env, replica_url=nodes.first_replica, group=nodes)
 
 
 def _insist_on_packages() -> None:
@@ -95,12 +104,12 @@ def _insist_on_packages() -> None:
         raise complaints[0]
 
 
-def _addresses(wish: Wish, *, around: Surroundings) -> dict[str, str]:
+def _addresses(wish: Wish, *, around: Surroundings, nodes: Group) -> dict[str, str]:
     ports = around.ports
     redis = ports.port("redis")
     env = {
         "FLEET_PROFILE": wish.profile,
-        "FLEET_DB_URL": database.url(ports.port("postgres")),
+        **nodes.addresses(),
         "FLEET_MEMORY_REDIS_URL": cache.url(redis, database=cache.CACHE_DB),
         "FLEET_BROKER_URL": broker.url(ports.port("rabbitmq"))
         if wish.profile == "full"
@@ -117,9 +126,13 @@ def _addresses(wish: Wish, *, around: Surroundings) -> dict[str, str]:
     return env
 
 
-def _processes(wish: Wish, *, around: Surroundings, env: Mapping[str, str], servers: list[str]) -> list[ServerSpec]:
+def _processes(
+    wish: Wish, *, around: Surroundings, env: Mapping[str, str], servers: list[str], nodes: Group
+) -> list[ServerSpec]:
     needs = tuple(name for name in FLEET_NEEDS if name in servers or name == "migrate")
-    specs = [processes.migrate(around, env=env), processes.keeper(around, env=env, needs=needs)]
+    acknowledging = nodes.nodes if nodes.synchronous else (nodes.leader,)  # without them no commit ends
+    migrate = processes.migrate(around, env=env, needs=tuple(node.name for node in acknowledging))
+    specs = [migrate, processes.keeper(around, env=env, needs=needs)]
     specs += [processes.worker(around, number, env=env, needs=needs) for number in range(1, wish.workers + 1)]
     if wish.flower:
         specs.append(processes.flower(around, env=env, needs=needs))

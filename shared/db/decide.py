@@ -1,0 +1,137 @@
+"""Where a unit of work goes: pure, one sentence per decision, a few microseconds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.db.facts import Cluster, Standing
+from shared.db.tokens import CausalToken
+
+Mode = Literal["rw", "ro"]
+Consistency = Literal["primary", "causal", "bounded", "eventual"]
+Verdict = Literal["go", "overflow", "wait", "refuse"]
+Lost = Literal["lost", "unknown", "foreign"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a unit of work asks for."""
+
+    mode: Mode = "rw"
+    consistency: Consistency = "primary"
+    max_staleness_s: float | None = None
+    waits: bool = True
+    """Whether a causal read may wait for a replica."""
+    reads: Literal["replicas", "primary"] = "replicas"
+    """The configuration's rule for reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where to, and why.
+
+    verdict: `go` there; `overflow`: go there if there is room for one more read that no replica takes; `wait` until the
+    node has reached the token, a few milliseconds; `refuse`: no node will do.
+    """
+
+    verdict: Verdict
+    node: str | None
+    reason: str
+    lost: Lost | None = None
+    """Why a token says nothing about this cluster's present: counted."""
+
+
+def decide(
+    wish: Wish,
+    cluster: Cluster,
+    token: CausalToken | None,
+    *,
+    now: float,
+    rolls: tuple[float, float] = (0.0, 0.0),
+    load: Callable[[str], float] = lambda _: 0.0,
+) -> Decision:
+    """Choose a node.
+
+    Args:
+        now: On the clock of `Facts.seen_at`.
+        rolls: Two random numbers in [0, 1): two candidates are drawn by weight, the less loaded one is taken.
+        load: How much of a node's pool is in use, 0 to 1 and above.
+    """
+    if wish.mode == "rw" or wish.consistency == "primary" or wish.reads == "primary":
+        return _primary(cluster, "a write" if wish.mode == "rw" else "a read that wants the primary")
+    if wish.consistency == "causal":
+        return _causal(wish, cluster, token, rolls, load)
+    candidates = cluster.replicas
+    if wish.consistency == "bounded":
+        limit_s = wish.max_staleness_s or 0.0
+        candidates = tuple(one for one in candidates if _is_within(one, cluster, limit_s, now))
+        if not candidates:
+            return _overflow(cluster, f"no replica is known to be within {limit_s:g} s")
+        return _go(candidates, rolls, load, f"within {limit_s:g} s of the primary")
+    if not candidates:
+        return _overflow(cluster, "no replica is admitted")
+    return _go(candidates, rolls, load, "any age will do")
+
+
+def _causal(
+    wish: Wish,
+    cluster: Cluster,
+    token: CausalToken | None,
+    rolls: tuple[float, float],
+    load: Callable[[str], float],
+) -> Decision:
+    if token is None:
+        return _primary(cluster, "no token: only the primary is sure to have what was written")
+    if token.system_id != cluster.system_id:
+        return _primary(cluster, "the token is of another cluster", lost="foreign")
+    if token.timeline > cluster.timeline:
+        return Decision("refuse", None, f"the token is of timeline {token.timeline}; no node has been seen on it yet")
+    if token.timeline < cluster.timeline:
+        left_at = cluster.switches.get(token.timeline)
+        if left_at is None:
+            return _primary(cluster, f"where timeline {token.timeline} ended is not known", lost="unknown")
+        if token.lsn > left_at:
+            return _primary(cluster, f"the token's write was lost when timeline {token.timeline} ended", lost="lost")
+    candidates = tuple(one for one in cluster.replicas if one.facts is not None and one.facts.lsn >= token.lsn)
+    if candidates:
+        return _go(candidates, rolls, load, f"known to have reached {token.position}")
+    if wish.waits and cluster.replicas:
+        nearest = max(cluster.replicas, key=lambda one: (one.facts.lsn if one.facts else 0, one.name))
+        return Decision("wait", nearest.name, f"no replica is known to have reached {token.position} yet")
+    return _overflow(cluster, f"no replica has reached {token.position}")
+
+
+def _primary(cluster: Cluster, why: str, *, lost: Lost | None = None) -> Decision:
+    if cluster.primary is None:
+        return Decision("refuse", None, f"no node takes writes; {why}", lost)
+    return Decision("go", cluster.primary.name, why, lost)
+
+
+def _overflow(cluster: Cluster, why: str) -> Decision:
+    if cluster.primary is None:
+        return Decision("refuse", None, f"{why}, and no primary answers")
+    return Decision("overflow", cluster.primary.name, f"{why}: the primary, if it has room")
+
+
+def _is_within(one: Standing, cluster: Cluster, limit_s: float, now: float) -> bool:
+    lag_s = None if one.facts is None else cluster.lag_s(one.facts, now=now)
+    return lag_s is not None and lag_s <= limit_s
+
+
+def _go(
+    candidates: Sequence[Standing], rolls: tuple[float, float], load: Callable[[str], float], why: str
+) -> Decision:  # fmt: skip
+    if len(candidates) == 1:
+        return Decision("go", candidates[0].name, why)
+    first, second = _drawn(candidates, rolls[0]), _drawn(candidates, rolls[1])
+    chosen = second if second is not first and load(second.name) < load(first.name) else first
+    return Decision("go", chosen.name, why)
+
+
+def _drawn(candidates: Sequence[Standing], roll: float) -> Standing:
+    left = roll * sum([one.weight for one in candidates])
+    for one in candidates:
+        left -= one.weight
+        if left < 0:
+            return one
+    return candidates[-1]

@@ -1,0 +1,249 @@
+"""The nodes of one process: what is known of them, and where each unit of work goes."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import structlog
+
+from shared.db.admission import Terms, conclude
+from shared.db.decide import Decision, Wish, decide
+from shared.db.facts import Cluster, Facts, NodeAddress, Standing
+from shared.db.knobs import DbKnobs
+from shared.db.look import Eye
+from shared.db.pools import Pool, connect_args
+from shared.db.tokens import CausalToken
+from shared.db.topology import Layout
+from shared.db.watch import Watch
+from shared.errors import PrimaryLost, ReplicaStale
+from shared.telemetry import db_metrics as metrics
+
+log = structlog.get_logger()
+
+PRIMARY_WAIT_S = 2.0
+"""Seconds a unit of work waits for looks to find a primary, when none is known."""
+
+
+class Node:
+    """One node's pools: one that writes, for when it is the primary, and one that cannot, for when it is not."""
+
+    def __init__(self, address: NodeAddress, knobs: DbKnobs, *, application_name: str) -> None:
+        self.address = address
+        self.writer = Pool(
+            address.url, knobs, application_name=application_name, writes=True, pool_size=address.pool_size
+        )
+        self.reader = Pool(
+            address.url, knobs, application_name=application_name, writes=False, pool_size=address.pool_size
+        )
+
+    @property
+    def load(self) -> float:
+        """How much of the readers' pool is in use."""
+        return self.reader.in_use / self.reader.size
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.writer.close()
+        await self.reader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a unit of work opens its connection."""
+
+    node: str
+    pool: Pool
+    decision: Decision
+    facts: Facts | None
+    is_replica: bool
+    takes_overflow: bool = False
+
+
+class Router:
+    """Belongs to one event loop, from the first unit of work on."""
+
+    def __init__(self, layout: Layout, knobs: DbKnobs, *, application_name: str) -> None:
+        self.layout = layout
+        self.knobs = knobs
+        self.nodes = {one.name: Node(one, knobs, application_name=application_name) for one in layout.nodes}
+        self.served: Counter[str] = Counter()
+        """Reads by node."""
+        self._preferred = layout.nodes[0].name
+        self._terms = Terms(
+            max_lag_s=knobs.max_lag_s,
+            return_after_s=knobs.return_after_s,
+            silent_after_s=knobs.answer_timeout_s + 2 * knobs.look_every_s,
+        )
+        self._last_primary = self._preferred
+        self._seen: dict[str, Facts | None] = {}
+        self.cluster = Cluster(others=tuple(Standing(one.name, one.weight, None) for one in layout.nodes))
+        parameters = connect_args(knobs, application_name=f"{application_name}-watch")
+        eyes = {
+            name: Eye(node.writer.url, parameters=parameters, limit_s=knobs.answer_timeout_s)
+            for name, node in self.nodes.items()
+        }
+        self._watch = Watch(eyes, every_s=knobs.look_every_s, on_look=self._note)
+        self._overflow = asyncio.Semaphore(knobs.overflow)
+        self._overflowing = 0
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def writer(self) -> Pool:
+        """The pool that writes on the node last seen as the primary; on the configured one before any look."""
+        primary = self.cluster.primary
+        return self.nodes[primary.name if primary else self._last_primary].writer
+
+    def explain(self, wish: Wish, token: CausalToken | None) -> Decision:
+        """What would be decided now."""
+        if self.layout.rules.read != wish.reads or self.layout.rules.read_after_write == "primary":
+            waits = wish.waits and self.layout.rules.read_after_write != "primary"
+            wish = replace(wish, reads=self.layout.rules.read, waits=waits)
+        rolls = (random.random(), random.random())
+        return decide(wish, self.cluster, token, now=time.monotonic(), rolls=rolls, load=self._load)
+
+    async def place(self, wish: Wish, token: CausalToken | None) -> Place:
+        """Find a node, waiting where the wish says so; `release` it afterwards.
+
+        Raises: PrimaryLost; ReplicaStale.
+        """
+        await self.ready()
+        asked = "rw" if wish.mode == "rw" else wish.consistency
+        decision = self.explain(wish, token)
+        if decision.verdict == "wait" and decision.node is not None and token is not None:
+            decision = await self._after_wait(decision.node, wish, token)
+        if decision.verdict == "refuse":
+            await self._watch.look_again(
+                within_s=PRIMARY_WAIT_S, is_enough=lambda: self.explain(wish, token).verdict != "refuse"
+            )
+            decision = self.explain(replace(wish, waits=False), token)
+        if decision.lost is not None:
+            metrics.TOKENS_LOST.labels(decision.lost).inc()
+        if decision.verdict == "refuse" or decision.node is None:
+            metrics.REFUSED.labels(asked).inc()
+            raise self._refusal(wish, decision)
+        takes_overflow = decision.verdict == "overflow"
+        if takes_overflow:
+            await self._take_overflow(wish, decision)
+            metrics.OVERFLOWS.labels(asked).inc()
+        metrics.UNITS.labels(decision.node, asked).inc()
+        node = self.nodes[decision.node]
+        primary = self.cluster.primary
+        is_replica = primary is None or primary.name != decision.node
+        pool = node.reader if is_replica else node.writer
+        if wish.mode == "ro":
+            self.served[decision.node] += 1
+        return Place(decision.node, pool, decision, self._seen.get(decision.node), is_replica, takes_overflow)
+
+    def release(self, place: Place) -> None:
+        """A unit of work has ended."""
+        if place.takes_overflow:
+            self._overflowing -= 1
+            self._overflow.release()
+
+    async def ready(self) -> None:
+        """Begin to look at the nodes; return once there is a primary, or every node has been looked at."""
+        if self._watch.is_running:
+            return
+        self._watch.start()
+        await self._watch.look_again(
+            within_s=self.knobs.connect_timeout_s + self.knobs.answer_timeout_s,
+            is_enough=lambda: self.cluster.primary is not None and len(self._seen) == len(self.nodes),
+        )
+
+    async def look_again(self, *, within_s: float = PRIMARY_WAIT_S) -> None:
+        """Look at every node now."""
+        await self._watch.look_again(within_s=within_s)
+
+    def is_standby(self, name: str, *, since: float) -> bool:
+        """Whether a node has said, after that moment, that it is a standby."""
+        facts = self._seen.get(name)
+        return facts is not None and facts.seen_at >= since and not facts.is_primary
+
+    async def doubt(self, name: str) -> None:
+        """A unit of work could not open a connection there: forget what was known, and look again."""
+        self._note(name, None)
+        await self._watch.look_again(within_s=PRIMARY_WAIT_S, is_enough=lambda: self._seen.get(name) is not None)
+
+    async def close(self) -> None:
+        """Stop looking, close every connection."""
+        await self._watch.close()
+        for node in self.nodes.values():
+            await node.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _load(self, name: str) -> float:
+        return self.nodes[name].load
+
+    async def _after_wait(self, name: str, wish: Wish, token: CausalToken) -> Decision:
+        met = await self._watch.until(
+            lambda: self.explain(wish, token).verdict != "wait", within_s=self.knobs.causal_wait_s, hurry=name
+        )
+        metrics.WAITS.labels("reached" if met else "gave_up").inc()
+        return self.explain(replace(wish, waits=False), token)
+
+    async def _take_overflow(self, wish: Wish, decision: Decision) -> None:
+        """Room on the primary for one more read that no replica takes; reads of any age get half of it.
+
+        Raises: ReplicaStale.
+        """
+        patience_s = self.knobs.overflow_wait_s if wish.consistency == "causal" else 0.0
+        limit = self.knobs.overflow if wish.consistency == "causal" else max(1, self.knobs.overflow // 2)
+        if self._overflow.locked() or self._overflowing >= limit:
+            try:
+                if not patience_s:
+                    raise TimeoutError
+                async with asyncio.timeout(patience_s):
+                    await self._overflow.acquire()
+            except TimeoutError:
+                metrics.REFUSED.labels(wish.consistency).inc()
+                raise ReplicaStale(
+                    f"{decision.reason.partition(':')[0]}, and {self._overflowing} such reads are on the primary",
+                    retry_after_s=0.2,
+                ) from None
+        else:
+            await self._overflow.acquire()
+        self._overflowing += 1
+
+    def _refusal(self, wish: Wish, decision: Decision) -> PrimaryLost | ReplicaStale:
+        nodes = "; ".join(f"{one.name}: {one.why}" for one in self.cluster.standings)
+        kind = PrimaryLost if wish.mode == "rw" or wish.consistency == "primary" else ReplicaStale
+        return kind(f"{decision.reason} ({nodes})", retry_after_s=0.2)
+
+    def _note(self, name: str, facts: Facts | None) -> None:
+        before = self.cluster
+        self._seen[name] = facts
+        self.cluster = conclude(
+            before, self._seen, terms=self._terms, now=time.monotonic(), preferred=self._preferred
+        )  # fmt: skip
+        if self.cluster.primary is None or before.primary is None or self.cluster.primary.name != before.primary.name:
+            self._changed(before)
+        self._measure(name, facts)
+
+    def _changed(self, before: Cluster) -> None:
+        """Another primary, or none: whoever was it loses its writing connections at once."""
+        was, now = before.primary, self.cluster.primary
+        if was is not None and (now is None or now.name != was.name):
+            why = next((one.why for one in self.cluster.standings if one.name == was.name), "")
+            log.warning("db.primary_gone", node=was.name, cause=why)
+            if self._seen.get(was.name) is not None or now is not None:
+                task = asyncio.get_running_loop().create_task(self.nodes[was.name].writer.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        if now is not None and (was is None or was.name != now.name):
+            if self.cluster.timeline and before.timeline:
+                metrics.FAILOVERS.inc()
+            self._last_primary = now.name
+            log.info("db.primary_seen", node=now.name, timeline=self.cluster.timeline)
+
+    def _measure(self, name: str, facts: Facts | None) -> None:
+        standing = next(one for one in self.cluster.standings if one.name == name)
+        metrics.ADMITTED.labels(name).set(standing.is_admitted)
+        is_primary = self.cluster.primary is not None and self.cluster.primary.name == name
+        metrics.PRIMARY.labels(name).set(is_primary)
+        if facts is not None and not is_primary:
+            lag_s = self.cluster.lag_s(facts, now=time.monotonic())
+            metrics.LAG_SECONDS.labels(name).set(float("inf") if lag_s is None else lag_s)
+            if self.cluster.flushed:
+                metrics.LAG_BYTES.labels(name).set(max(0, self.cluster.flushed[-1][1] - facts.lsn))

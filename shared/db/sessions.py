@@ -1,0 +1,47 @@
+"""The two kinds of session: one that writes and one that cannot, so that a type checker tells them apart."""
+
+from typing import Any, cast
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from shared.db.read_only import refuse_writes
+from shared.errors import ReadOnlyUnit
+
+
+class WriteSession(AsyncSession):
+    """A session on the primary; its block commits at the end."""
+
+
+class _ReadOnly(Session):
+    """Flushes nothing, by itself or when told to."""
+
+
+class ReadSession(AsyncSession):
+    """A session that reads one node, perhaps a replica; what would write raises ReadOnlyUnit."""
+
+    sync_session_class = _ReadOnly
+
+
+@event.listens_for(_ReadOnly, "before_flush")
+def _refuse_flush(session: Session, _context: Any, _instances: Any) -> None:
+    changed = next((one for kind in (session.new, session.dirty, session.deleted) for one in kind), None)
+    if changed is not None:
+        raise ReadOnlyUnit(f"a read-only unit of work cannot store {type(changed).__name__}: open it with mode='rw'")
+
+
+def guard(engine: Any, *, always: bool) -> None:
+    """Have every statement of read-only units on an engine looked through before it is sent.
+
+    Args:
+        engine: The synchronous side of an engine.
+        always: Whether all units on this engine are read-only.
+    """
+
+    def look(connection: Connection, _cursor: Any, statement: str, _values: Any, _context: Any, _many: bool) -> None:
+        if always or cast(Any, connection)._execution_options.get("postgresql_readonly"):
+            refuse_writes(statement)
+
+    event.listen(engine, "before_cursor_execute", look)

@@ -1,0 +1,40 @@
+"""Which nodes there are and how reads are to be routed, from the settings or from a YAML file."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy.engine import make_url
+
+from shared.db.facts import NodeAddress
+from shared.db.knobs import DbKnobs
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """`routing_rules` of the file. Writes and transactions always go to the primary: nothing else can be asked for."""
+
+    read: Literal["replicas", "primary"] = "replicas"
+    """`primary`: no replica is read from, whatever a unit of work allows."""
+    read_after_write: Literal["primary", "replicas"] = "replicas"
+    """Where a causal read goes that no replica is known to be fresh enough for: to the primary at once, or to a replica
+    after a short wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The nodes, the one first that is taken for the primary until somebody has looked."""
+
+    nodes: tuple[NodeAddress, ...]
+    rules: Rules = Rules()
+
+
+def layout_of(knobs: DbKnobs) -> Layout:
+    """The nodes of FLEET_DB_URL and FLEET_DB_REPLICAS; a node is named by its host and port."""
+    urls = dict.fromkeys((knobs.url, *knobs.replica_urls))
+    return Layout(tuple(NodeAddress(node_name(url), url, pool_size=knobs.pool_size) for url in urls))
+
+
+def node_name(url: str) -> str:
+    """`host:port`."""
+    parsed = make_url(url)
+    return f"{parsed.host}:{parsed.port or 5432}"

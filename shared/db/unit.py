@@ -1,0 +1,223 @@
+"""One unit of work: one connection, one session, one transaction; how it begins, and what its end means."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, cast
+
+import psycopg
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from shared.db import tokens
+from shared.db.decide import Mode, Wish
+from shared.db.link import Link
+from shared.db.pools import UNAVAILABLE, Pool, first_line, is_standby, is_unavailable
+from shared.db.router import Place, Router
+from shared.db.sessions import ReadSession, WriteSession
+from shared.db.tokens import CausalToken, lsn_of, lsn_text
+from shared.errors import CommitUnknown, DatabaseUnavailable, PrimaryLost, ReadOnlyUnit, ReplicaStale
+
+Anyone = WriteSession | ReadSession
+CONFLICT = "40001"
+"""On a standby: replay was held up for too long and took back what this read saw."""
+TRIES = 3
+"""Nodes that are asked for a connection before a unit of work gives up; nothing has been sent by then."""
+
+
+class Door(Protocol):
+    """Whose unit of work it is."""
+
+    @property
+    def pool(self) -> Pool:
+        """The only node's connections."""
+
+
+@dataclass(slots=True)
+class _Open:
+    door: object
+    mode: Mode
+    session: Anyone
+    task: object
+
+
+_open: ContextVar[_Open | None] = ContextVar("open_unit", default=None)
+
+
+def outer_session(door: object, mode: Mode) -> Anyone | None:
+    """The session of the unit that is open around this one, in the same task, to be joined.
+
+    Raises: ReadOnlyUnit when a writing unit is asked for inside a reading one.
+    """
+    outer = _open.get()
+    if outer is None or outer.door is not door or outer.task is not asyncio.current_task():
+        return None
+    if mode == "rw" and outer.mode == "ro":
+        raise ReadOnlyUnit("a unit of work with mode='rw' was opened inside one with mode='ro': open the outer as 'rw'")
+    return outer.session
+
+
+@asynccontextmanager
+async def on_the_only_node(door: Door, mode: Mode) -> AsyncIterator[Anyone]:
+    """A unit of work where there is one node: no look, no choice, no token."""
+    pool = door.pool
+    link: Link | None = None
+    was, holding = _open.get(), pool.hold()
+    try:
+        async with pool.engine.connect() as connection:
+            link = _link(connection)
+            if mode == "ro":
+                await connection.execution_options(postgresql_readonly=True)
+            session = _session_on(connection, door, mode)
+            async with session, session.begin():
+                yield session
+            _check_replicated(link)
+    except (*UNAVAILABLE, InvalidRequestError) as error:
+        _explain(error, pool, link, mode)
+    finally:
+        _open.set(was)
+        pool.let_go(holding)
+
+
+@asynccontextmanager
+async def on_a_chosen_node(
+    door: object, router: Router, wish: Wish, token: CausalToken | None
+) -> AsyncIterator[Anyone]:  # fmt: skip
+    """A unit of work where there are several nodes; its end is noted in the trail of the work under way."""
+    place, connection = await _opened(router, wish, token)
+    link = _link(connection)
+    was, holding = _open.get(), place.pool.hold()
+    try:
+        async with _closing(connection):
+            link.marks_end = wish.mode == "rw" or wish.consistency == "causal"
+            if wish.mode == "ro" and not place.is_replica:
+                await connection.execution_options(postgresql_readonly=True)
+            session = _session_on(connection, door, wish.mode)
+            async with session, session.begin():
+                yield session
+            _note_end(router, link)
+            _check_replicated(link)
+    except (*UNAVAILABLE, InvalidRequestError) as error:
+        _explain(error, place.pool, link, wish.mode)
+    finally:
+        _open.set(was)
+        place.pool.let_go(holding)
+        router.release(place)
+
+
+@asynccontextmanager
+async def _closing(connection: AsyncConnection) -> AsyncIterator[None]:
+    """As `async with connection` for one that is started: back into the pool even when cancelled."""
+    try:
+        yield
+    finally:
+        await asyncio.shield(asyncio.create_task(connection.close()))
+
+
+def _session_on(connection: AsyncConnection, door: object, mode: Mode) -> Anyone:
+    session: Anyone
+    if mode == "rw":
+        session = WriteSession(bind=connection, expire_on_commit=False)
+    else:
+        session = ReadSession(bind=connection, expire_on_commit=False, autoflush=False)
+    _open.set(_Open(door, mode, session, asyncio.current_task()))
+    return session
+
+
+def _check_replicated(link: Link) -> None:
+    if link.is_unreplicated:
+        raise CommitUnknown("committed on the primary, but a wait for its standbys was cancelled: they may not have it")
+
+
+async def _opened(router: Router, wish: Wish, token: CausalToken | None) -> tuple[Place, AsyncConnection]:
+    """A connection on a node that will do. Nothing was sent before it: another node may be tried."""
+    for tried in range(1, TRIES + 1):
+        place = await router.place(wish, token)
+        connection = place.pool.engine.connect()
+        try:
+            await connection.start()
+            if await _has_reached(connection, place, wish, token):
+                return place, connection
+            await connection.close()
+        except (*UNAVAILABLE, InvalidRequestError) as error:
+            router.release(place)
+            if isinstance(error, PoolTimeout):
+                raise place.pool.exhausted() from error
+            if tried == TRIES or not (is_unavailable(error) or is_standby(error)):
+                _explain(error, place.pool, None, wish.mode)
+        except BaseException:
+            router.release(place)
+            await connection.close()
+            raise
+        else:
+            router.release(place)
+        await router.doubt(place.node)
+    raise ReplicaStale("replicas that were known to be fresh enough have restarted and are not", retry_after_s=0.2)
+
+
+async def _has_reached(connection: AsyncConnection, place: Place, wish: Wish, token: CausalToken | None) -> bool:
+    """Whether what is known of the node holds for this connection.
+
+    A standby that restarts may serve reads before it has replayed what it had before: what was seen of it holds for
+    connections that were there already when it was looked at, because a restart ends them all.
+    """
+    if wish.consistency != "causal" or token is None or not place.is_replica:
+        return True
+    link = _link(connection)
+    if place.facts is not None and link.opened_at <= place.facts.seen_at:
+        return True
+    await link.set_autocommit(True)
+    row = await (await link.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [lsn_text(token.lsn)])).fetchone()
+    await link.set_autocommit(False)
+    return bool(row and row[0])
+
+
+def _note_end(router: Router, link: Link) -> None:
+    end, system_id = link.end, router.cluster.system_id
+    if end is None or system_id is None:
+        return
+    position, wal_file = end
+    timeline = int(wal_file[:8], 16) if wal_file else router.cluster.timeline
+    tokens.note(CausalToken(system_id, timeline, lsn_of(position), tokens.now_ms()))
+
+
+def _link(connection: AsyncConnection) -> Link:
+    return cast(Link, cast(Any, connection.sync_connection).connection.driver_connection)
+
+
+def _explain(error: Exception, pool: Pool, link: Link | None, mode: Mode) -> NoReturn:
+    """Raise what the error means to a caller; the error itself when it is the statement's fault."""
+    url = pool.url
+    state = getattr(getattr(error, "orig", None) or error, "sqlstate", None)
+    if isinstance(error, PoolTimeout):
+        raise pool.exhausted() from error
+    if mode == "ro" and _is_cause(error, psycopg.errors.ReadOnlySqlTransaction):
+        raise ReadOnlyUnit(f"a read-only unit of work cannot write: {first_line(error)}") from error
+    if mode == "ro" and state == CONFLICT:
+        raise ReplicaStale(
+            f"the replica took back what this read saw: {first_line(error)}", retry_after_s=0.0
+        ) from error
+    if is_standby(error) and link is None:
+        raise PrimaryLost(f"PostgreSQL at {url.host}:{url.port} is a standby now", retry_after_s=0.2) from error
+    if not is_unavailable(error):
+        raise error
+    if mode == "rw" and link is not None and link.is_committing:
+        raise CommitUnknown(
+            f"PostgreSQL at {url.host}:{url.port} was lost in COMMIT ({first_line(error)}): look whether it is there"
+        ) from error
+    if _is_cause(error, psycopg.errors.ReadOnlySqlTransaction):
+        raise PrimaryLost(f"PostgreSQL at {url.host}:{url.port} takes no writes any more") from error
+    raise DatabaseUnavailable(
+        f"PostgreSQL at {url.host}:{url.port} does not answer: {first_line(error)}"
+    ) from error  # fmt: skip
+
+
+def _is_cause(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None:
+        if isinstance(error, kind) or isinstance(getattr(error, "orig", None), kind):
+            return True
+        error = error.__cause__
+    return False
