@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import structlog
 from structlog.testing import capture_logs
 
 from shared.client import FleetClient
@@ -58,6 +59,7 @@ def _typed(
         patch.object(sys, "argv", ["fleet", *words]),
         patch.object(sys, "stdin", io.StringIO(stdin)),
         patch.object(main, "connect", connect),
+        patch.object(structlog, "configure"),  # logs set up for a command alone would stay so for every later test
         capture_logs(),  # a command is silent on what its client logs
         redirect_stdout(out),
         redirect_stderr(err),
