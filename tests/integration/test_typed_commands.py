@@ -7,8 +7,7 @@ from tests.integration.terminal import fleet
 
 
 def test_a_command_typed_within_a_test_leaves_the_logs_of_later_tests_as_they_were() -> None:
-    done = fleet("llm", "status", env={"FLEET_MEMORY_REDIS_URL": "redis://127.0.0.1:1/0"})
-    assert "Redis does not answer" in done.stderr
+    assert fleet("llm", "status").returncode == 2
     with capture_logs() as logs:
         fail_open.log.warning("resilience.store_away")
     assert [one["event"] for one in logs] == ["resilience.store_away"]
