@@ -50,6 +50,7 @@ class Journal:
         on_change: What to do with a completed step whose request has changed.
         vault: Seals results; `recorded` is open already.
     Attributes:
+        epoch: Of the claim; every write carries it.
         books_cuts: Says of a call that is cut off whether it is over (a cancel, the agent's own timeout) rather than in
             doubt (the worker leaves).
         in_doubt: Calls of this task so far that nobody saw end; `doubts_met`: those among them that were made anew.
@@ -68,7 +69,7 @@ class Journal:
         self._commit = commit
         self._knobs = knobs
         self._task_id = task_id
-        self._epoch = epoch
+        self.epoch = epoch
         self._recorded = recorded
         self._on_change = on_change
         self._rng = rng or random.Random()
@@ -290,10 +291,10 @@ class Journal:
 
     async def _write(self, kind: Literal["intent", "blob", "result"], place: _Place, values: dict[str, Any]) -> None:
         row = {
-            "task_id": str(self._task_id), "name": place.name, "ordinal": place.ordinal, "epoch": self._epoch, **values
+            "task_id": str(self._task_id), "name": place.name, "ordinal": place.ordinal, "epoch": self.epoch, **values
         }  # fmt: skip
         if await self._commit.write(kind, (kind, self._task_id, place.name, place.ordinal), row) is None:
-            raise Fenced(f"task {self._task_id} is no longer at epoch {self._epoch}: another worker owns it")
+            raise Fenced(f"task {self._task_id} is no longer at epoch {self.epoch}: another worker owns it")
 
 
 def _intent(kind: StepKind, place: _Place) -> dict[str, Any]:

@@ -81,21 +81,26 @@ class Runs:
             on_change=on_change, vault=self._vault,
         )  # fmt: skip
 
-    async def accept_child(self, message: TaskMessage, *, is_published: bool) -> bool:
+    async def accept_child(self, message: TaskMessage, *, parent_epoch: int, is_published: bool) -> bool:
         """Add a child task; a second time it changes nothing.
 
         Args:
+            parent_epoch: At which this worker runs the parent.
             is_published: Whether the caller publishes it; else it is held in the ledger for its turn.
 
         Returns: Whether its tenant's further tasks are to be held.
-        Raises: BadInput naming the field; UnknownAgent.
+        Raises: Fenced when another worker owns the parent; BadInput naming the field; UnknownAgent.
         """
         refuse_nul(task_row(message))
         await self._catalogue.check(message.agent, message.kwargs)
         row = task_row(seal_message(self._vault, message))
-        row |= {"redispatch_s": self._knobs.redispatch_s, "published": is_published}
+        row |= {"redispatch_s": self._knobs.redispatch_s, "published": is_published, "parent_epoch": parent_epoch}
         written = await self._commit.write("accept", ("accept", message.id, None, 0), row)
-        return written is not None and message.fleet.tenant in written.crowded
+        if written is None:
+            raise Fenced(
+                f"parent {message.fleet.parent_id} is no longer at epoch {parent_epoch}: another worker owns it"
+            )
+        return message.fleet.tenant in written.crowded
 
     async def look_for_signal(self, task_id: UUID, *, name: str, number: int) -> Look:
         """Whether the task has had so many signals of this name; see `awaited`."""

@@ -35,17 +35,28 @@ NO_CHILD_RUNS = """EXISTS (
 """Whether all children have ended for whom one branch of a waiting task `t` waits. By their ids alone: a fork waits for
 children whose parent is the original."""
 
-PARTS: dict[Kind, str] = {
-    "accept": f"""
+ACCEPTED = (
+    f"json_to_recordset(%(accept)s::json) AS x({TASK_TYPES}, published bool, redispatch_s float8, parent_epoch int)"
+)
+ACCEPT = f"""
         INSERT INTO tasks ({TASK_COLUMNS}, state, wake_at, waiting_for, published_at, dispatch_at)
         SELECT {X_COLUMNS}, CASE WHEN {LATER} THEN 'waiting' ELSE 'queued' END,
                CASE WHEN {LATER} THEN x.available_at END,
                CASE WHEN {LATER} THEN '{{"kind": "start"}}'::json END,
                CASE WHEN x.published AND NOT {LATER} AND NOT {CAPPED} THEN now() END,
                now() + make_interval(secs => CASE WHEN x.published AND NOT {CAPPED} THEN x.redispatch_s ELSE 0 END)
-        FROM json_to_recordset(%(accept)s::json) AS x({TASK_TYPES}, published bool, redispatch_s float8)
+        FROM %s
         ON CONFLICT DO NOTHING
-        RETURNING id, NULL::text AS name, 0 AS ordinal, epoch, attempt, state""",
+        RETURNING id, NULL::text AS name, 0 AS ordinal, epoch, attempt, state"""
+ACCEPT_CHILDREN = f"""
+        SELECT x.*, NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt, 'queued' AS state
+        FROM fence, {ACCEPTED}
+        JOIN tasks t ON t.id = x.parent_id AND t.epoch = x.parent_epoch AND t.state = 'running'
+    ), new_children AS ({ACCEPT.replace("%s", "done_accept AS x")}"""
+"""A worker accepts children of its own runs alone; one that was there before counts as accepted."""
+
+PARTS: dict[Kind, str] = {
+    "accept": ACCEPT.replace("%s", ACCEPTED),
     "claim": f"""
         INSERT INTO tasks AS t ({TASK_COLUMNS}, state, wake_at, waiting_for, published_at, dispatch_at, epoch, attempt,
                                 worker_id, started_at)
@@ -140,7 +151,8 @@ def batch_statement(kinds: tuple[Kind, ...], *, fenced: bool) -> str:
     Returns: SQL that yields rows (kind, id, name, ordinal, epoch, attempt, state); first `('fence', …)` where the
         fence held. After an `accept` also `('crowd', …)` per tenant that has more than its share on the queue.
     """
-    parts = ([FENCE] if fenced else []) + [f"done_{kind} AS ({PARTS[kind]})" for kind in kinds]
+    part_of = {**PARTS, "accept": ACCEPT_CHILDREN} if fenced else PARTS
+    parts = ([FENCE] if fenced else []) + [f"done_{kind} AS ({part_of[kind]})" for kind in kinds]
     nothing = "NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt"
     reads = [f"SELECT 'fence' AS kind, id, {nothing}, NULL::text AS state FROM fence"] if fenced else []
     reads += [f"SELECT '{kind}' AS kind, id, name, ordinal, epoch, attempt, state FROM done_{kind}" for kind in kinds]

@@ -219,7 +219,8 @@ class LiveRun:
         return "answer"
 
     async def _spawn(self) -> None:
-        await self.worker.runs.accept_child(child_message(self.task, self.number), is_published=False)
+        child = child_message(self.task, self.number)
+        await self.worker.runs.accept_child(child, parent_epoch=self.claim.epoch, is_published=False)
 
     def _look(self, number: int) -> Any:
         async def look() -> Look:

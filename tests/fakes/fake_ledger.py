@@ -127,7 +127,7 @@ class FakeRuns(Runs):
         self.looks += 1
         return self.above
 
-    async def accept_child(self, message: TaskMessage, *, is_published: bool) -> bool:
+    async def accept_child(self, message: TaskMessage, *, parent_epoch: int, is_published: bool) -> bool:
         """Keep a child; a second time changes nothing."""
         self.children.setdefault(message.id, message)
         if not is_published:

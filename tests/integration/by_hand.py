@@ -65,10 +65,11 @@ class ByHand:
             await journal.step(name, kind="llm", request=[name], call=call(), usage_of=lambda _result: USAGE)
         return done
 
-    async def spawn(self, parent: UUID, agent: str = "a") -> UUID:
-        """Give a task a child."""
+    async def spawn(self, parent: UUID, agent: str = "a", *, epoch: int | None = None) -> UUID:
+        """Give a running task a child; at the epoch that it has, unless another one is given."""
         child = TaskMessage(agent, fleet=FleetHeader(parent_id=parent, root_agent="a"))
-        await self.runs.accept_child(child, is_published=True)
+        at = (await self.row(parent)).epoch if epoch is None else epoch
+        await self.runs.accept_child(child, parent_epoch=at, is_published=True)
         return child.id
 
     async def wait(self, claim: Claim, **how: Any) -> str:

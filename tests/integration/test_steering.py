@@ -48,8 +48,8 @@ async def test_a_cancel_ends_what_waits_at_once_and_asks_what_runs(
     parent = await submitted(producer)
     claim = await worker.claim(parent)
     queued, running = [await worker.spawn(parent) for _ in range(2)]
-    grandchild = await worker.spawn(running)
     await worker.claim(running)
+    grandchild = await worker.spawn(running)
     async with Redis.from_url(servers.redis_url) as redis, redis.pubsub() as listener:
         await listener.subscribe(CANCEL_CHANNEL)
         await listener.get_message(timeout=5)

@@ -112,10 +112,15 @@ async def test_a_child_is_accepted_with_its_family_and_the_time_after_which_the_
 
     monkeypatch.setattr("shared.ledger.catalogue.Catalogue.check", unchecked)
     header = FleetHeader(parent_id=CLAIM.task_id, root_agent="root", tenant="acme")
-    assert await runs.accept_child(TaskMessage("kid", {"n": 1}, fleet=header), is_published=False) is False
+    assert (
+        await runs.accept_child(TaskMessage("kid", {"n": 1}, fleet=header), parent_epoch=3, is_published=False) is False
+    )
     (row,) = commit.rows
     assert (row["parent_id"], row["root_agent"], row["tenant"]) == (str(CLAIM.task_id), "root", "acme")
-    assert (row["published"], row["redispatch_s"]) == (False, 7)
+    assert (row["published"], row["redispatch_s"], row["parent_epoch"]) == (False, 7, 3)
+    commit.is_fenced = True
+    with pytest.raises(Fenced, match="is no longer at epoch 3"):
+        await runs.accept_child(TaskMessage("kid", {"n": 1}, fleet=header), parent_epoch=3, is_published=False)
 
 
 async def test_a_run_that_belongs_to_another_worker_ends_nothing(runs: Runs, commit: FakeCommit) -> None:

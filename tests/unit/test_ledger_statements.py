@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from shared.ledger.statements import FENCE, KINDS, PARTS, Kind, batch_statement
+from shared.ledger.statements import ACCEPT_CHILDREN, FENCE, KINDS, PARTS, Kind, batch_statement
 
 COLUMNS = "id, name, ordinal, epoch, attempt, state"
 
@@ -13,7 +13,7 @@ def test_a_batch_of_every_kind_is_one_statement_with_each_part_once() -> None:
     sql = batch_statement(KINDS, fenced=True)
     assert sql.startswith(f"WITH {FENCE}, done_accept AS (")
     for kind in KINDS:
-        assert sql.count(f"done_{kind} AS (") == sql.count(f"FROM done_{kind}") == 1
+        assert sql.count(f"done_{kind} AS (") == sql.count(f"state FROM done_{kind}") == 1
         assert f"SELECT '{kind}' AS kind, {COLUMNS} FROM done_{kind}" in sql
 
 
@@ -36,14 +36,19 @@ def test_the_fence_locks_the_row_of_a_worker_that_is_not_dead() -> None:
     assert "MATERIALIZED" in FENCE
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "accept"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_write_of_a_worker_goes_through_the_fence(kind: Kind) -> None:
-    assert "FROM fence," in PARTS[kind]
+    assert "FROM fence," in batch_statement((kind,), fenced=True)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("accept", "claim", "wake")])
 def test_every_write_of_a_run_carries_its_epoch(kind: Kind) -> None:
     assert "t.epoch = x.epoch" in PARTS[kind]
+
+
+def test_a_worker_accepts_children_of_its_own_runs_alone() -> None:
+    assert "t.id = x.parent_id AND t.epoch = x.parent_epoch AND t.state = 'running'" in ACCEPT_CHILDREN
+    assert "parent_epoch = " not in batch_statement(("accept",), fenced=False)
 
 
 def test_a_producer_has_no_fence_and_needs_none() -> None:

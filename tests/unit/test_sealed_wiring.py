@@ -83,7 +83,7 @@ async def test_a_childs_input_is_checked_in_clear_and_stored_sealed(
 
     monkeypatch.setattr(Catalogue, "check", check)
     child = TaskMessage("kid", WORD, (), TASK, FleetHeader(parent_id=UUID(int=1)))
-    await runs.accept_child(child, is_published=True)
+    await runs.accept_child(child, parent_epoch=1, is_published=True)
     (row,) = commit.rows
     assert checked == [("kid", WORD)]
     assert is_sealed(row["input"]["kwargs"]) and open_input(VAULT, row["input"], task_id=TASK) == ([], WORD)

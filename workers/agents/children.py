@@ -63,9 +63,10 @@ class Order:
 class Children:
     """Starts the children of one run; counts them, so that a resumed run means the same ones."""
 
-    def __init__(self, parent: TaskMessage, home: Home) -> None:
+    def __init__(self, parent: TaskMessage, home: Home, *, epoch: int) -> None:
         self.started = 0
         self._parent = parent
+        self._epoch = epoch
         self._home = home
         self._numbers: Counter[str] = Counter()
         self._crowded_until = 0.0
@@ -81,14 +82,14 @@ class Children:
         """Put a child into the ledger and on its queue; a second time it changes nothing.
 
         Returns: its id.
-        Raises: BadInput naming the field; TooLarge; UnknownAgent.
+        Raises: Fenced; BadInput naming the field; TooLarge; UnknownAgent.
         """
         message = TaskMessage(order.agent, order.input, (), task_id, self._header(order))
         refuse_large(
             len(message.wire_body()), self._home.ledger.input_max_bytes, what=f"the input of agent {order.agent!r}"
         )
         is_published = monotonic() >= self._crowded_until
-        crowded = await self._home.runs.accept_child(message, is_published=is_published)
+        crowded = await self._home.runs.accept_child(message, parent_epoch=self._epoch, is_published=is_published)
         if crowded:
             self._crowded_until = monotonic() + CROWDED_S
         if order.delay_s:

@@ -1,6 +1,5 @@
 """`Run`: what an agent can do. Every method that costs something is a journaled step, paid for once."""
 
-import asyncio
 import inspect
 import math
 from collections import Counter
@@ -23,6 +22,7 @@ from shared.retrieval.retriever import Retriever
 from workers.agents.agent import TOOLS, Tool
 from workers.agents.children import Child, Children, Home, Order, outcomes, refuse_strangers
 from workers.agents.questions import ChatFor, Questions
+from workers.agents.threads import in_thread
 
 LONGEST_WAIT_S = 366 * 86_400.0
 """Seconds; what may take longer waits without a limit."""
@@ -89,7 +89,7 @@ class Run:
         self._ports = ports
         self._home = home
         self._retry = retry
-        self._children = Children(message, home)
+        self._children = Children(message, home, epoch=journal.epoch)
         self._questions = Questions(
             message, chat_for=ports.chat_for, must_act=must_act,
             ancestors=(lambda: home.runs.ancestors(message.id)) if ports.has_run_budgets else None,
@@ -360,7 +360,7 @@ def _checked_wait_s(seconds: float) -> float:
 async def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     if inspect.iscoroutinefunction(function):
         return await function(*args, **kwargs)
-    result = await asyncio.to_thread(function, *args, **kwargs)
+    result = await in_thread(function, *args, **kwargs)
     return await result if inspect.isawaitable(result) else result
 
 
