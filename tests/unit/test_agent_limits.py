@@ -203,3 +203,71 @@ def test_a_cancellation_from_outside_at_the_moment_of_the_soft_limit_is_not_lost
     for work in (stubborn, tidy):
         task: Any = at_once(cancelled_at(10, work))
         assert task.cancelled()
+
+
+class Mule:
+    """Work that takes no cancellation for an answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.is_closed = False
+
+    async def __call__(self, awakes: int = 1000) -> str:
+        try:
+            for _ in range(awakes):
+                try:
+                    await asyncio.sleep(999)
+                except (SoftTimeLimitExceeded, asyncio.CancelledError):
+                    self.asked.append(now())
+        finally:
+            self.is_closed = True
+        return "gave in"
+
+
+def test_work_that_takes_no_cancellation_for_an_answer_is_asked_every_second_and_then_left() -> None:
+    mule = Mule()
+
+    async def main() -> tuple[float, int]:
+        with pytest.raises(TimeLimitExceeded):
+            await limited(mule(), soft_s=10, hard_s=20)
+        task = asyncio.current_task()
+        assert task is not None
+        return now(), task.cancelling()
+
+    assert at_once(main()) == (25, 0)
+    assert mule.asked == [10, 20, 21, 22, 23, 24]
+    assert mule.is_closed
+
+
+def test_work_that_gives_in_after_its_hard_limit_leaves_no_cancellation_behind() -> None:
+    mule = Mule()
+
+    async def main() -> tuple[str, int]:
+        output = await limited(mule(awakes=3), soft_s=10, hard_s=20)
+        await asyncio.sleep(100)
+        task = asyncio.current_task()
+        assert task is not None
+        return output, task.cancelling()
+
+    assert at_once(main()) == ("gave in", 0)
+    assert mule.asked == [10, 20, 21]
+
+
+def test_work_that_awaits_even_on_its_way_out_is_left_all_the_same() -> None:
+    told_to_go: list[str] = []
+
+    async def clinging() -> None:
+        while len(told_to_go) < 2:  # the second time it is the garbage collector
+            try:
+                await asyncio.sleep(999)
+            except GeneratorExit:
+                told_to_go.append("now")
+            except (SoftTimeLimitExceeded, asyncio.CancelledError):
+                continue
+
+    async def main() -> float:
+        with pytest.raises(TimeLimitExceeded):
+            await limited(clinging(), soft_s=10, hard_s=20)
+        return now()
+
+    assert at_once(main()) == 25

@@ -1,10 +1,21 @@
-"""Time limits by cancellation: the soft one surfaces inside the agent as an exception that it may handle."""
+"""Time limits by cancellation: the soft one surfaces inside the agent as an exception that it may handle.
+
+The hard one holds for an agent too that does not take a cancellation for an answer: it is cancelled every second
+again, and in the end left where it stands.
+"""
 
 import asyncio
 from collections.abc import Coroutine, Generator
 from typing import Any
 
+import structlog
 from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+
+log = structlog.get_logger()
+
+AGAIN_S = 1.0
+CANCELLATIONS = 5
+"""At the hard limit and after it, `AGAIN_S` apart; work that outlives them is closed."""
 
 
 async def limited(work: Coroutine[Any, Any, Any], *, soft_s: float, hard_s: float) -> Any:
@@ -18,31 +29,38 @@ async def limited(work: Coroutine[Any, Any, Any], *, soft_s: float, hard_s: floa
     """
     try:
         async with asyncio.timeout(hard_s) as hard:
-            return await _SoftLimited(work, soft_s)
+            return await _Limited(work, soft_s, hard_s)
     except TimeoutError:
         if hard.expired():
             raise TimeLimitExceeded(hard_s) from None
         raise
 
 
-class _SoftLimited:
+class _Limited:
     """Drives a coroutine; at the soft limit the task's cancellation is turned into another exception inside it."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any], soft_s: float) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Any], soft_s: float, hard_s: float) -> None:
         self._work = work
         self._soft_s = soft_s
+        self._hard_s = hard_s
         self._is_due = False
+        self._is_again = False
+        self._left = CANCELLATIONS
         self._asked_before = 0
         self._task: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __await__(self) -> Generator[Any, Any, Any]:
         self._task = asyncio.current_task()
         self._asked_before = self._task.cancelling() if self._task is not None else 0
-        timer = asyncio.get_running_loop().call_later(self._soft_s, self._expire)
+        loop = asyncio.get_running_loop()
+        soft = loop.call_later(self._soft_s, self._expire)
+        self._timer = loop.call_later(self._hard_s + AGAIN_S, self._insist)
         try:
             return (yield from self._drive())
         finally:
-            timer.cancel()
+            soft.cancel()
+            self._timer.cancel()
 
     def _drive(self) -> Generator[Any, Any, Any]:
         value: Any = None
@@ -56,9 +74,17 @@ class _SoftLimited:
                 value, error = (yield waits_for), None
             except BaseException as raised:  # cancellation included: it is for the work to see, or to be exchanged
                 value, error = None, self._exchanged(raised)
+            if not self._left:
+                self._abandon()
+                raise TimeLimitExceeded(self._hard_s)
 
     def _exchanged(self, raised: BaseException) -> BaseException:
-        if self._is_due and isinstance(raised, asyncio.CancelledError) and self._task is not None:
+        if self._task is None or not isinstance(raised, asyncio.CancelledError):
+            return raised
+        if self._is_again:
+            self._is_again = False
+            self._task.uncancel()
+        if self._is_due:
             self._is_due = False
             if self._task.uncancel() > self._asked_before:  # the hard limit, or somebody outside, asked at that moment
                 return raised
@@ -70,3 +96,19 @@ class _SoftLimited:
         if self._task is not None:
             self._is_due = True
             self._task.cancel()
+
+    def _insist(self) -> None:
+        """Past the hard limit: once more."""
+        if self._task is not None:
+            self._left -= 1
+            self._is_again = True
+            self._task.cancel()
+            self._timer = asyncio.get_running_loop().call_later(AGAIN_S, self._insist)
+
+    def _abandon(self) -> None:
+        """End the work where it stands: it has let every cancellation pass."""
+        log.error("run.abandoned", cancellations=CANCELLATIONS, hint="agents must let CancelledError through")
+        try:
+            self._work.close()
+        except Exception as error:  # the work's own, on its way out: nobody waits for it any more
+            log.info("run.abandoned_loudly", cause=repr(error))

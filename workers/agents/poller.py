@@ -44,7 +44,7 @@ class Slots(Protocol):
     def give_back(self, slots: int) -> None:
         """Slots that are of no use; fewer than none: borrowed ones, for tasks that run here anyway."""
 
-    def adopt(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    def adopt(self, work: Callable[[], Coroutine[Any, Any, Any]], *, name: str) -> Any:
         """Run a claimed task in a granted slot."""
 
 
@@ -90,6 +90,7 @@ class Poller:
         self._due_at: dict[Priority, float] = dict.fromkeys(priorities, 0.0)
         self._has_more: set[Priority] = set()
         self._is_hurried = asyncio.Event()
+        self._hurries = 0
         self._suspects: set[UUID] | None = None
         self._is_stopped = False
 
@@ -102,6 +103,7 @@ class Poller:
         """Something may be held that was not before: look at once."""
         for priority in self._due_at:
             self._due_at[priority] = 0.0
+        self._hurries += 1
         self._is_hurried.set()
 
     async def run(self) -> None:
@@ -129,8 +131,13 @@ class Poller:
         for priority in self._due_at:
             self._slots.ask(priority, self._wish(priority) if priority in due else 0)
         granted = await self._granted(sum(map(self._wish, due)))
-        for priority, slots in granted.items():
-            await self._poll(priority, slots)
+        try:
+            for priority in list(granted):
+                if self._is_stopped:
+                    break
+                await self._poll(priority, granted.pop(priority))
+        finally:
+            self._slots.give_back(sum(granted.values()))
 
     def _due(self) -> list[Priority]:
         now = self._clock.monotonic()
@@ -166,12 +173,12 @@ class Poller:
 
     async def _poll(self, priority: Priority, slots: int) -> None:
         """Claim and start; the slots that are left over go back."""
-        left = slots
+        left, hurries = slots, self._hurries
         try:
             held = await self._ledger.held(priority, slots)
             left -= self._adopt(held, priority, "held")
             lost: Sequence[Polled] = ()
-            if left and (self.is_broker_away or not self._slots.has_messages):
+            if left and not self._is_stopped and (self.is_broker_away or not self._slots.has_messages):
                 lost_after_s = 0.0 if self.is_broker_away else self._lost_after_s
                 lost = await self._ledger.lost(priority, left, lost_after_s=lost_after_s)
                 left -= self._adopt(lost, priority, "lost")
@@ -180,13 +187,14 @@ class Poller:
         if held or lost:
             self._has_more.add(priority)
             self._due_at[priority] = 0.0
-        else:
-            self._has_more.discard(priority)
+            return
+        self._has_more.discard(priority)
+        if hurries == self._hurries:  # else somebody held a task after this look
             self._due_at[priority] = self._clock.monotonic() + self._poll_s * self._rng.uniform(0.75, 1.25)
 
     def _adopt(self, found: Sequence[Polled], priority: Priority, cause: str) -> int:
         for polled in found:
-            self._slots.adopt(lambda one=polled: self._start(one))  # type: ignore[misc]
+            self._slots.adopt(lambda one=polled: self._start(one), name=str(polled.claim.task_id))  # type: ignore[misc]
         if found:
             metrics.POLLED.labels(priority, cause).inc(len(found))
         return len(found)
@@ -201,4 +209,4 @@ class Poller:
             log.warning("poller.overlooked", tasks=len(strays))
             self._slots.give_back(-len(strays))
         for polled in strays:
-            self._slots.adopt(lambda one=polled: self._start(one))  # type: ignore[misc]
+            self._slots.adopt(lambda one=polled: self._start(one), name=str(polled.claim.task_id))  # type: ignore[misc]

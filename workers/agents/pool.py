@@ -11,20 +11,23 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from concurrent.futures import wait
+from contextvars import ContextVar, copy_context
 from itertools import count
 from typing import Any, Literal, Protocol
 
 import structlog
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
-from celery.exceptions import WorkerLostError
+from celery.exceptions import WorkerLostError, WorkerShutdown, WorkerTerminate
+from celery.worker.state import maybe_shutdown
 from sqlalchemy.util.concurrency import greenlet_spawn
 
 from shared.contracts import DEFAULT_TENANT, QUEUES, TASK_PREFIX, Priority
 from shared.errors import FleetError
 from workers.agents.mailbox import Mailbox
 from workers.agents.sources import Grant, Sources
+from workers.agents.threads import STEPS, in_thread
 
 log = structlog.get_logger()
 
@@ -32,6 +35,10 @@ Reason = Literal["drain", "revoked", "fenced", "cancelled"]
 PRIORITIES: dict[str, Priority] = {queue: priority for priority, queue in QUEUES.items()}
 STARTUP_TICK_S = 0.2
 DRAIN_TICK_S = 0.05
+LEAVE_S = 2.0
+"""Seconds that runs get to end after they were cut; those that go on all the same are handed back as they are."""
+STOP_S = 20.0
+"""Seconds that the host gets to leave; it sets limits to its own steps, unless an agent blocks the loop."""
 
 
 class Host(Protocol):
@@ -154,14 +161,21 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._is_called = False
         self._is_closing = False
         self._tokens = count(1)
+        self._clean = copy_context()
         self._thread = threading.Thread(target=self.loop.run_forever, name="agents", daemon=True)
 
     def on_start(self) -> None:
         """Start the loop and wait for its host; a host that cannot start ends the worker with one sentence."""
+        STEPS.most = self.limit
         self._thread.start()
         started = asyncio.run_coroutine_threadsafe(self.host.start(self), self.loop)
         try:
+            while not wait([started], timeout=STARTUP_TICK_S).done:
+                maybe_shutdown()  # SIGTERM only sets a flag, and the database may be away for hours
             started.result()
+        except (WorkerShutdown, WorkerTerminate):
+            started.cancel()
+            raise
         except FleetError as error:
             log.critical("worker.refused_to_start", code=error.code, cause=error.message)
             raise SystemExit(2) from None
@@ -199,8 +213,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.on_close()
         put_down_at = time.monotonic() + self.host.drain_s
         cut_at = put_down_at + self.host.cut_s
-        while any(delivery.is_accepted for delivery in list(self.deliveries.values())):
+        while self.in_flight:
             self._tick_hub()
+            if time.monotonic() >= cut_at + LEAVE_S:
+                log.error("pool.runs_left_behind", runs=self.in_flight, hint="agents must let CancelledError through")
+                break
             if time.monotonic() >= cut_at:
                 self.loop.call_soon_threadsafe(self.cancel_all, "drain")
             elif time.monotonic() >= put_down_at:
@@ -239,11 +256,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._free += slots
         self._fill()
 
-    def adopt(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Delivery:
+    def adopt(self, work: Callable[[], Coroutine[Any, Any, Any]], *, name: str) -> Delivery:
         """Run a task that is claimed already in a slot that was granted; call on the loop."""
         delivery = Delivery(self, next(self._tokens), work, (), None, None)
         self.deliveries[delivery.token] = delivery
-        delivery.task = self.loop.create_task(self._run_adopted(delivery))
+        self._begin(delivery, self._run_adopted(delivery), name=name)
         return delivery
 
     def tell(self, event: str, **facts: Any) -> None:
@@ -286,7 +303,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
                 self._granted[turn.priority] += 1
                 self._is_granted.set()
             else:
-                turn.task = self.loop.create_task(self._run(turn))
+                self._begin(turn, self._run(turn), name=str(turn.args[1]))
+
+    def _begin(self, delivery: Delivery, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Under its task's id, which an exhausted pool tells; without what the run before it left in its context."""
+        delivery.task = self.loop.create_task(work, name=name, context=self._clean.copy())
 
     async def _run(self, delivery: Delivery) -> None:
         try:
@@ -295,7 +316,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
                 ended = await greenlet_spawn(delivery.target, *delivery.args)
             else:
                 delivery.accept()
-                ended = await asyncio.to_thread(delivery.target, *delivery.args)
+                ended = await in_thread(delivery.target, *delivery.args)
             self.mailbox.put(delivery.callback, ended)
         except asyncio.CancelledError:
             self.mailbox.put(delivery.callback, (1, _lost(), 0.0))
@@ -326,7 +347,11 @@ class TaskPool(BasePool):  # type: ignore[misc]
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for work on the loop without letting Celery's side stand still."""
         ended = asyncio.run_coroutine_threadsafe(work, self.loop)
+        until = time.monotonic() + STOP_S
         while not ended.done():
+            if time.monotonic() >= until:
+                log.error("pool.loop_blocked", hint="an agent blocks the loop: use run.step")
+                return
             self._tick_hub()
             time.sleep(DRAIN_TICK_S / 10)
         if ended.exception() is not None:

@@ -5,7 +5,6 @@ In a thread of its own: agents may keep the loop's other threads busy.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from shared.broker.sorting import take_off
 from shared.contracts import Priority, TaskMessage
 from shared.errors import BadMessage
 from workers.agents.consumer import task_of
+from workers.agents.threads import DaemonThreads
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ class QueueWatch:
         self._knobs = knobs
         self._app = app
         self._gauge = DepthGauge(knobs)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="queue-watch")
+        self._thread = DaemonThreads(1, name="queue-watch")
 
     async def depth(self, priority: Priority) -> int:
         """How many messages of a priority wait."""
