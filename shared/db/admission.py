@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from shared.db.facts import Cluster, Facts, Standing
 
-FLUSHED_KEPT = 128
+KEPT = 128
+"""Looks at the primary, and heartbeats of it, that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,13 @@ def conclude(
         preferred: Who is the primary as long as nobody can tell two of them apart.
     """
     fresh = {name: facts for name, facts in seen.items() if facts and now - facts.seen_at <= terms.silent_after_s}
-    system_id = before.system_id or _system_of(before.standings, fresh, preferred)
+    system_id = before.system_id or _system_of(before.standings, seen, fresh, preferred)
     own = {name: facts for name, facts in fresh.items() if facts.system_id == system_id}
     timeline = max([before.timeline, *(facts.timeline for facts in own.values())])
     primary = _primary(own, timeline, incumbent=before.primary.name if before.primary else preferred)
     known = replace(before, system_id=system_id, timeline=timeline)
     if primary is not None:
-        known = _with_primary(known, own[primary])
+        known = _with_primary(known, primary, own[primary])
     standings = []
     for was in before.standings:
         standings.append(_standing(was, seen.get(was.name), known, primary=primary, terms=terms, now=now))
@@ -49,11 +50,16 @@ def conclude(
     )
 
 
-def _system_of(order: Sequence[Standing], fresh: Mapping[str, Facts], preferred: str | None) -> int | None:
-    """Whose cluster this is, decided once: of the configured primary, else of any primary, else of any node."""
-    names = [one.name for one in order if one.name in fresh]
-    names.sort(key=lambda name: (name != preferred, not fresh[name].is_primary))
-    return fresh[names[0]].system_id if names else None
+def _system_of(
+    nodes: Sequence[Standing], seen: Mapping[str, Facts | None], fresh: Mapping[str, Facts], preferred: str | None
+) -> int | None:
+    """Whose cluster this is, decided once: the configured primary's, or, when that is silent and every node has been
+    asked, the one of which all are that answer. A node of another cluster may be the first to answer.
+    """
+    if preferred in fresh:
+        return fresh[preferred].system_id
+    systems = {facts.system_id for facts in fresh.values()}
+    return systems.pop() if len(systems) == 1 and all(one.name in seen for one in nodes) else None
 
 
 def _primary(own: Mapping[str, Facts], timeline: int, *, incumbent: str | None) -> str | None:
@@ -61,12 +67,24 @@ def _primary(own: Mapping[str, Facts], timeline: int, *, incumbent: str | None) 
     return incumbent if incumbent in claims else min(claims, default=None)
 
 
-def _with_primary(known: Cluster, facts: Facts) -> Cluster:
-    flushed = known.flushed
+def _with_primary(known: Cluster, name: str, facts: Facts) -> Cluster:
+    flushed, beats = known.flushed, known.beats
+    if known.led != (name, facts.timeline):
+        beats = ()
+    if flushed and flushed[-1][1] > facts.lsn:  # an earlier primary had more: not of this history
+        flushed = tuple(look for look in flushed if look[1] <= facts.lsn)
     if not flushed or facts.seen_at > flushed[-1][0]:
-        flushed = (*flushed, (facts.seen_at, facts.lsn))[-FLUSHED_KEPT:]
-    clock = (facts.seen_at, facts.clock_s)
-    return replace(known, switches=facts.switches or known.switches, flushed=flushed, primary_clock=clock)
+        flushed = (*flushed, (facts.seen_at, facts.lsn))[-KEPT:]
+    if facts.beat_s is not None and facts.beat_s not in beats[-1:]:
+        beats = (*beats, facts.beat_s)[-KEPT:]
+    return replace(
+        known,
+        switches=facts.switches or known.switches,
+        flushed=flushed,
+        led=(name, facts.timeline),
+        beats=beats,
+        primary_clock=(facts.seen_at, facts.clock_s),
+    )
 
 
 def _standing(
@@ -94,6 +112,8 @@ def _wrong_with(
         return "it does not answer"
     if now - facts.seen_at > terms.silent_after_s:
         return f"it has not answered for {now - facts.seen_at:.1f} s"
+    if known.system_id is None:
+        return f"it is of system {facts.system_id}; whose the others are, and which is meant, is not known yet"
     if facts.system_id != known.system_id:
         return f"it is another cluster's (system {facts.system_id}, not {known.system_id})"
     if facts.is_primary:

@@ -10,7 +10,7 @@ from shared.db.tokens import CausalToken
 Mode = Literal["rw", "ro"]
 Consistency = Literal["primary", "causal", "bounded", "eventual"]
 Verdict = Literal["go", "overflow", "wait", "refuse"]
-Lost = Literal["lost", "unknown", "foreign"]
+Lost = Literal["lost", "unknown", "foreign", "future", "beyond"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,13 @@ class Wish:
     """Whether a causal read may wait for a replica."""
     reads: Literal["replicas", "primary"] = "replicas"
     """The configuration's rule for reads."""
+
+    @classmethod
+    def checked(cls, mode: Mode, consistency: Consistency, max_staleness_s: float | None) -> "Wish":
+        """What a caller asks for. Raises: TypeError for what does not go together."""
+        if (max_staleness_s is None) == (consistency == "bounded") or (mode == "rw" and consistency != "primary"):
+            raise TypeError("max_staleness_s belongs to consistency='bounded', and both to mode='ro'")
+        return cls(mode, consistency, max_staleness_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +88,17 @@ def _causal(
     load: Callable[[str], float],
 ) -> Decision:
     if token is None:
-        return _primary(cluster, "no token: only the primary is sure to have what was written")
+        return _overflow(cluster, "no token: only the primary is sure to have what was written")
     if token.system_id != cluster.system_id:
-        return _primary(cluster, "the token is of another cluster", lost="foreign")
+        return _overflow(cluster, "the token is of another cluster", lost="foreign")
     if token.timeline > cluster.timeline:
         return Decision("refuse", None, f"the token is of timeline {token.timeline}; no node has been seen on it yet")
     if token.timeline < cluster.timeline:
         left_at = cluster.switches.get(token.timeline)
         if left_at is None:
-            return _primary(cluster, f"where timeline {token.timeline} ended is not known", lost="unknown")
+            return _overflow(cluster, f"where timeline {token.timeline} ended is not known", lost="unknown")
         if token.lsn > left_at:
-            return _primary(cluster, f"the token's write was lost when timeline {token.timeline} ended", lost="lost")
+            return _overflow(cluster, f"the token's write was lost when timeline {token.timeline} ended", lost="lost")
     candidates = tuple(one for one in cluster.replicas if one.facts is not None and one.facts.lsn >= token.lsn)
     if candidates:
         return _go(candidates, rolls, load, f"known to have reached {token.position}")
@@ -101,16 +108,32 @@ def _causal(
     return _overflow(cluster, f"no replica has reached {token.position}")
 
 
-def _primary(cluster: Cluster, why: str, *, lost: Lost | None = None) -> Decision:
-    if cluster.primary is None:
-        return Decision("refuse", None, f"no node takes writes; {why}", lost)
-    return Decision("go", cluster.primary.name, why, lost)
+def refuted(token: CausalToken, cluster: Cluster, *, since: float) -> Lost | None:
+    """Why nothing can have happened where a token says: it comes from strangers, and is then to be ignored.
+
+    Args:
+        since: When the token was there already: only looks that began later say anything against it.
+    """
+    primary = cluster.primary.facts if cluster.primary else None
+    if token.timeline > cluster.timeline:
+        facts = [one.facts for one in cluster.standings]
+        return "future" if all(one is not None and one.seen_at >= since for one in facts) else None
+    if token.timeline == cluster.timeline and primary is not None and primary.seen_at >= since:
+        return "beyond" if token.lsn > primary.lsn else None
+    return None
 
 
-def _overflow(cluster: Cluster, why: str) -> Decision:
+def _primary(cluster: Cluster, why: str) -> Decision:
     if cluster.primary is None:
-        return Decision("refuse", None, f"{why}, and no primary answers")
-    return Decision("overflow", cluster.primary.name, f"{why}: the primary, if it has room")
+        return Decision("refuse", None, f"no node takes writes; {why}")
+    return Decision("go", cluster.primary.name, why)
+
+
+def _overflow(cluster: Cluster, why: str, *, lost: Lost | None = None) -> Decision:
+    """The primary, but never for more reads at a time than it can bear: see DbKnobs.overflow."""
+    if cluster.primary is None:
+        return Decision("refuse", None, f"{why}, and no primary answers", lost)
+    return Decision("overflow", cluster.primary.name, f"{why}: the primary, if it has room", lost)
 
 
 def _is_within(one: Standing, cluster: Cluster, limit_s: float, now: float) -> bool:

@@ -1,5 +1,6 @@
 """What is known of a node: where it is, as configured, and what it was last seen to be, as observed."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -82,7 +83,12 @@ class Cluster:
     others: tuple[Standing, ...] = ()
     switches: Mapping[int, int] = field(default_factory=dict)
     flushed: tuple[tuple[float, int], ...] = ()
-    """(when, position) of the primary's last looks, oldest first: how old a position is, without any clock."""
+    """(when, position) of the primary's last looks, both growing: how old a position is, without any clock."""
+    led: tuple[str, int] | None = None
+    """The last primary and its timeline: whose looks and heartbeats are kept here."""
+    beats: tuple[float, ...] = ()
+    """Heartbeats that appeared on the primary while it was watched: it wrote them itself, by its own clock. The first
+    is only known to be older than the look that saw it, and may be an earlier primary's."""
     primary_clock: tuple[float, float] | None = None
     """(when, the primary's wall clock then)."""
 
@@ -94,15 +100,17 @@ class Cluster:
     def lag_s(self, facts: Facts, *, now: float) -> float | None:
         """The age of what reads on a replica may miss, at most; None: unknown, as if for ever.
 
-        Either how long ago the primary was first seen beyond its position, or the age of the newest heartbeat there, by
-        the primary's own clock: what clocks of other machines say does not matter.
+        How long ago the primary was last seen not to be beyond its position; where those looks say too little, the age
+        of the newest heartbeat there that this primary wrote: what clocks of other machines say does not matter.
         """
-        found: list[float] = []
-        for when, lsn in reversed(self.flushed):
-            if lsn <= facts.lsn:
-                found.append(now - when)
-                break
-        if facts.beat_s is not None and self.primary_clock is not None:
-            when, clock_s = self.primary_clock
-            found.append(clock_s + (now - when) - facts.beat_s)
-        return max(0.0, min(found)) if found else None
+        looks = bisect_right(self.flushed, facts.lsn, key=_position)
+        if looks:
+            return max(0.0, now - self.flushed[looks - 1][0])
+        if facts.beat_s is None or self.primary_clock is None or facts.beat_s not in self.beats[1:]:
+            return None
+        when, clock_s = self.primary_clock
+        return max(0.0, clock_s + (now - when) - facts.beat_s)
+
+
+def _position(look: tuple[float, int]) -> int:
+    return look[1]

@@ -1,4 +1,4 @@
-"""One look at one node over a connection of its own: what it is, how far it is, and a heartbeat where it writes."""
+"""One look at one node over a connection of its own: what it is and how far it is; and the primary's heartbeat."""
 
 import time
 from collections.abc import Mapping
@@ -22,7 +22,8 @@ LOOK = """
 BEAT_AGE = "(SELECT extract(epoch FROM beat_at)::float8 FROM db_heartbeat)"
 BEAT = """
     UPDATE db_heartbeat SET beat_at = clock_timestamp()
-    WHERE beat_at < clock_timestamp() - make_interval(secs => %s)"""
+    WHERE beat_at NOT BETWEEN clock_timestamp() - make_interval(secs => %s) AND clock_timestamp()"""
+"""One from the future is an earlier primary's, whose clock was ahead."""
 HAS_BEAT = "SELECT to_regclass('db_heartbeat') IS NOT NULL"
 HISTORY = "SELECT pg_read_file(%s, 0, 100000, true)"
 MASK = (1 << 64) - 1
@@ -46,6 +47,15 @@ class Eye:
         except (psycopg.Error, OSError, TimeoutError, ValueError):
             await self.close()
             return None
+
+    async def beat(self, seen: Facts) -> None:
+        """Write a heartbeat where the last look saw an old one: only into a node that is known to be the primary."""
+        if self._link is None or seen.beat_s is None or 0 <= seen.clock_s - seen.beat_s <= BEAT_EVERY_S:
+            return
+        try:
+            await self._link.execute(BEAT, [BEAT_EVERY_S])
+        except (psycopg.Error, OSError, TimeoutError):
+            await self.close()
 
     async def close(self) -> None:
         """Close the connection; the next look opens another."""
@@ -72,8 +82,6 @@ class Eye:
             raise ValueError("no row")
         in_recovery, system_id, lsn, wal_file, pid, status, received, clock_s, beat_s = row
         timeline = (received if status == "streaming" else 0) if in_recovery else int(wal_file[:8], 16)
-        if not in_recovery and beat_s is not None and clock_s - beat_s > BEAT_EVERY_S:
-            await link.execute(BEAT, [BEAT_EVERY_S])
         return Facts(
             seen_at=seen_at,
             is_primary=not in_recovery,

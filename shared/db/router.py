@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from shared.db import tokens
 from shared.db.admission import Terms, conclude
-from shared.db.decide import Decision, Wish, decide
+from shared.db.decide import Decision, Lost, Wish, decide, refuted
 from shared.db.facts import Cluster, Facts, NodeAddress, Standing
 from shared.db.knobs import DbKnobs
 from shared.db.look import Eye
@@ -57,6 +58,8 @@ class Place:
     pool: Pool
     decision: Decision
     facts: Facts | None
+    timeline: int
+    """The latest that was known by then: what is read here is of no later one."""
     is_replica: bool
     takes_overflow: bool = False
 
@@ -76,7 +79,10 @@ class Router:
             return_after_s=knobs.return_after_s,
             silent_after_s=knobs.answer_timeout_s + 2 * knobs.look_every_s,
         )
-        self._last_primary = self._preferred
+        self._led_by: str | None = None
+        """The last primary that was seen."""
+        self._demoted: set[str] = set()
+        self._is_ready = False
         self._seen: dict[str, Facts | None] = {}
         self.cluster = Cluster(others=tuple(Standing(one.name, one.weight, None) for one in layout.nodes))
         parameters = connect_args(knobs, application_name=f"{application_name}-watch")
@@ -93,7 +99,7 @@ class Router:
     def writer(self) -> Pool:
         """The pool that writes on the node last seen as the primary; on the configured one before any look."""
         primary = self.cluster.primary
-        return self.nodes[primary.name if primary else self._last_primary].writer
+        return self.nodes[primary.name if primary else self._led_by or self._preferred].writer
 
     def explain(self, wish: Wish, token: CausalToken | None) -> Decision:
         """What would be decided now."""
@@ -110,14 +116,7 @@ class Router:
         """
         await self.ready()
         asked = "rw" if wish.mode == "rw" else wish.consistency
-        decision = self.explain(wish, token)
-        if decision.verdict == "wait" and decision.node is not None and token is not None:
-            decision = await self._after_wait(decision.node, wish, token)
-        if decision.verdict == "refuse":
-            await self._watch.look_again(
-                within_s=PRIMARY_WAIT_S, is_enough=lambda: self.explain(wish, token).verdict != "refuse"
-            )
-            decision = self.explain(replace(wish, waits=False), token)
+        decision = await self._decided(wish, token)
         if decision.lost is not None:
             metrics.TOKENS_LOST.labels(decision.lost).inc()
         if decision.verdict == "refuse" or decision.node is None:
@@ -126,31 +125,48 @@ class Router:
         takes_overflow = decision.verdict == "overflow"
         if takes_overflow:
             await self._take_overflow(wish, decision)
+            if not self._leads(decision.node):  # any more: this has waited
+                self._give_overflow_back()
+                return await self.place(wish, token)
             metrics.OVERFLOWS.labels(asked).inc()
         metrics.UNITS.labels(decision.node, asked).inc()
         node = self.nodes[decision.node]
-        primary = self.cluster.primary
-        is_replica = primary is None or primary.name != decision.node
+        is_replica = not self._leads(decision.node)
         pool = node.reader if is_replica else node.writer
         if wish.mode == "ro":
             self.served[decision.node] += 1
-        return Place(decision.node, pool, decision, self._seen.get(decision.node), is_replica, takes_overflow)
+        facts, timeline = self._seen.get(decision.node), self.cluster.timeline
+        return Place(decision.node, pool, decision, facts, timeline, is_replica, takes_overflow)
+
+    def believed(self, given: CausalToken | None) -> CausalToken | None:
+        """What a read must not fall behind: what the work under way has seen, and a stranger's token beside it.
+
+        One of another cluster is no position here: it is counted, and displaces nothing.
+        """
+        found = None
+        for token in (tokens.current(), given):
+            if token is not None and self.cluster.system_id not in (None, token.system_id):
+                metrics.TOKENS_LOST.labels("foreign").inc()
+            else:
+                found = tokens.merged(found, token)
+        return found
 
     def release(self, place: Place) -> None:
         """A unit of work has ended."""
         if place.takes_overflow:
-            self._overflowing -= 1
-            self._overflow.release()
+            self._give_overflow_back()
 
     async def ready(self) -> None:
         """Begin to look at the nodes; return once there is a primary, or every node has been looked at."""
-        if self._watch.is_running:
+        if self._is_ready:
             return
-        self._watch.start()
+        if not self._watch.is_running:
+            self._watch.start()
         await self._watch.look_again(
             within_s=self.knobs.connect_timeout_s + self.knobs.answer_timeout_s,
             is_enough=lambda: self.cluster.primary is not None and len(self._seen) == len(self.nodes),
         )
+        self._is_ready = True
 
     async def look_again(self, *, within_s: float = PRIMARY_WAIT_S) -> None:
         """Look at every node now."""
@@ -175,6 +191,38 @@ class Router:
 
     def _load(self, name: str) -> float:
         return self.nodes[name].load
+
+    def _leads(self, name: str) -> bool:
+        return self.cluster.primary is not None and self.cluster.primary.name == name
+
+    async def _decided(self, wish: Wish, token: CausalToken | None) -> Decision:
+        """Decide; wait for a replica or for a primary where that may help, and ignore a token that cannot be true."""
+        began = time.monotonic()
+        decision = self.explain(wish, token)
+        if decision.verdict == "wait" and decision.node is not None and token is not None:
+            decision = await self._after_wait(decision.node, wish, token)
+        if decision.verdict == "refuse":
+            await self._watch.look_again(
+                within_s=PRIMARY_WAIT_S, is_enough=lambda: self.explain(wish, token).verdict != "refuse"
+            )
+            decision = self.explain(replace(wish, waits=False), token)
+        if token is None or decision.verdict == "go" or decision.lost is not None:
+            return decision
+        lost = await self._refuted(token, began)
+        if lost is None:
+            return decision
+        tokens.forget(token)
+        metrics.TOKENS_LOST.labels(lost).inc()
+        return self.explain(wish, None)
+
+    async def _refuted(self, token: CausalToken, began: float) -> Lost | None:
+        """Whether anything can have happened where the token says; the primary's last look may be too old for that."""
+        flushed = self.cluster.flushed
+        if flushed and token.timeline == self.cluster.timeline and token.lsn > flushed[-1][1]:
+            await self._watch.look_again(
+                within_s=self.knobs.answer_timeout_s, is_enough=lambda: self.cluster.flushed[-1][0] >= began
+            )
+        return refuted(token, self.cluster, since=began)
 
     async def _after_wait(self, name: str, wish: Wish, token: CausalToken) -> Decision:
         met = await self._watch.until(
@@ -206,41 +254,52 @@ class Router:
             await self._overflow.acquire()
         self._overflowing += 1
 
+    def _give_overflow_back(self) -> None:
+        self._overflowing -= 1
+        self._overflow.release()
+
     def _refusal(self, wish: Wish, decision: Decision) -> PrimaryLost | ReplicaStale:
         nodes = "; ".join(f"{one.name}: {one.why}" for one in self.cluster.standings)
         kind = PrimaryLost if wish.mode == "rw" or wish.consistency == "primary" else ReplicaStale
         return kind(f"{decision.reason} ({nodes})", retry_after_s=0.2)
 
-    def _note(self, name: str, facts: Facts | None) -> None:
-        before = self.cluster
+    def _note(self, name: str, facts: Facts | None) -> bool:
+        """A look has ended. Returns: Whether this node is the primary."""
+        before = self.cluster.primary
         self._seen[name] = facts
         self.cluster = conclude(
-            before, self._seen, terms=self._terms, now=time.monotonic(), preferred=self._preferred
+            self.cluster, self._seen, terms=self._terms, now=time.monotonic(), preferred=self._preferred
         )  # fmt: skip
-        if self.cluster.primary is None or before.primary is None or self.cluster.primary.name != before.primary.name:
-            self._changed(before)
+        if before is not None and not self._leads(before.name):
+            why = next(one.why for one in self.cluster.standings if one.name == before.name)
+            log.warning("db.primary_gone", node=before.name, cause=why)
+        self._follow()
         self._measure(name, facts)
+        return self._leads(name)
 
-    def _changed(self, before: Cluster) -> None:
-        """Another primary, or none: whoever was it loses its writing connections at once."""
-        was, now = before.primary, self.cluster.primary
-        if was is not None and (now is None or now.name != was.name):
-            why = next((one.why for one in self.cluster.standings if one.name == was.name), "")
-            log.warning("db.primary_gone", node=was.name, cause=why)
-            if self._seen.get(was.name) is not None or now is not None:
-                task = asyncio.get_running_loop().create_task(self.nodes[was.name].writer.close())
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
-        if now is not None and (was is None or was.name != now.name):
-            if self.cluster.timeline and before.timeline:
+    def _follow(self) -> None:
+        """Whoever led and is known not to lead any more loses its writing connections at once; silence says nothing."""
+        was, now = self._led_by, self.cluster.primary
+        if now is not None:
+            self._demoted.discard(now.name)
+        if now is not None and now.name != was:
+            self._led_by = now.name
+            if was is not None:
                 metrics.FAILOVERS.inc()
-            self._last_primary = now.name
             log.info("db.primary_seen", node=now.name, timeline=self.cluster.timeline)
+        if was is None or was in self._demoted or self._leads(was):
+            return
+        facts = self._seen.get(was)
+        if now is not None or (facts is not None and (not facts.is_primary or facts.timeline < self.cluster.timeline)):
+            self._demoted.add(was)
+            task = asyncio.get_running_loop().create_task(self.nodes[was].writer.demote())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _measure(self, name: str, facts: Facts | None) -> None:
         standing = next(one for one in self.cluster.standings if one.name == name)
         metrics.ADMITTED.labels(name).set(standing.is_admitted)
-        is_primary = self.cluster.primary is not None and self.cluster.primary.name == name
+        is_primary = self._leads(name)
         metrics.PRIMARY.labels(name).set(is_primary)
         if facts is not None and not is_primary:
             lag_s = self.cluster.lag_s(facts, now=time.monotonic())

@@ -94,12 +94,21 @@ def current() -> CausalToken | None:
 
 
 def note(token: CausalToken) -> None:
-    """Only for units of work: remember where one ended."""
+    """Only for units of work: remember where one ended; that is certain, as a stranger's token of elsewhere is not."""
     trail = _trail.get()
     if trail is None:
         _trail.set(Trail(token))
+    elif trail.token is not None and trail.token.system_id != token.system_id:
+        trail.token = token
     else:
         trail.add(token)
+
+
+def forget(token: CausalToken) -> None:
+    """Only for units of work: a token has been found to be nobody's; what was merged into it is not known any more."""
+    trail = _trail.get()
+    if trail is not None and trail.token == token:
+        trail.token = None
 
 
 @contextmanager

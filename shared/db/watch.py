@@ -4,8 +4,12 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 
+import structlog
+
 from shared.db.facts import Facts
 from shared.db.look import Eye
+
+log = structlog.get_logger()
 
 HURRY_S = 0.002
 """Between two looks at a node that somebody waits for."""
@@ -15,15 +19,17 @@ class Watch:
     """Looks at each node on a task of its own: one that hangs delays no other. Belongs to one event loop."""
 
     def __init__(
-        self, eyes: Mapping[str, Eye], *, every_s: float, on_look: Callable[[str, Facts | None], None]
+        self, eyes: Mapping[str, Eye], *, every_s: float, on_look: Callable[[str, Facts | None], bool]
     ) -> None:  # fmt: skip
+        """`on_look` answers whether the node is the primary, to be given a heartbeat."""
         self._eyes = eyes
         self._every_s = every_s
         self._on_look = on_look
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: dict[str, int] = dict.fromkeys(eyes, 0)
         self._wake: dict[str, asyncio.Event] = {name: asyncio.Event() for name in eyes}
-        self._looks: dict[str, int] = dict.fromkeys(eyes, 0)
+        self._begun: dict[str, int] = dict.fromkeys(eyes, 0)
+        self._ended: dict[str, int] = dict.fromkeys(eyes, 0)
         self._news = asyncio.Event()
 
     def start(self) -> None:
@@ -54,12 +60,11 @@ class Watch:
 
     async def look_again(self, *, within_s: float, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Look at every node now; return when all have been looked at since, or enough is known."""
-        before = dict(self._looks)
+        begun = dict(self._begun)  # a look under way began before the question: the one after it counts
         for wake in self._wake.values():
             wake.set()
-        # A look under way may have begun before the question: the one after it counts.
         await self.until(
-            lambda: is_enough() or all(self._looks[name] > count for name, count in before.items()), within_s=within_s
+            lambda: is_enough() or all(self._ended[name] > count for name, count in begun.items()), within_s=within_s
         )
 
     async def close(self) -> None:
@@ -75,11 +80,18 @@ class Watch:
         eye, wake = self._eyes[name], self._wake[name]
         while True:
             wake.clear()
-            facts = await eye.look()
-            self._looks[name] += 1
-            self._on_look(name, facts)
+            self._begun[name] += 1
+            try:
+                facts = await eye.look()
+                is_primary = self._on_look(name, facts)
+            except Exception:  # the loop must outlive one look: logged, and the node's last answer grows old
+                log.exception("db.look_failed", node=name)
+                facts, is_primary = None, False
+            self._ended[name] = self._begun[name]
             news, self._news = self._news, asyncio.Event()
             news.set()
+            if is_primary and facts is not None:
+                await eye.beat(facts)
             if self._wanted[name] and facts is not None:
                 await asyncio.sleep(HURRY_S)
                 continue

@@ -91,12 +91,64 @@ def test_a_replica_that_fell_behind_leaves_and_returns_later_and_nearer() -> Non
     assert admitted(cluster) == {"b", "c"}
 
 
+def beating(at: float, beat_s: float, *, lsn: int = 500, timeline: int = 1) -> Facts:
+    return replace(primary(at, lsn=lsn, timeline=timeline), beat_s=beat_s)
+
+
 def test_the_heartbeat_counts_where_the_log_says_too_little_and_no_other_clock_does() -> None:
-    cluster = seen(healthy(), 2, a=primary(2, lsn=500), b=replica(2, lsn=99, beat_s=1001.5), c=replica(2, lsn=99))
+    cluster = seen(healthy(), 1.5, a=beating(1.5, 1000.4), b=replica(1.5), c=replica(1.5))
+    cluster = seen(cluster, 2, a=beating(2, 1001.5), b=replica(2, lsn=99, beat_s=1001.5), c=replica(2, lsn=99))
     assert admitted(cluster) == {"b"}
     facts = next(one.facts for one in cluster.replicas)
     assert facts is not None and cluster.lag_s(facts, now=2.25) == pytest.approx(0.75)
     assert why(cluster, "c") == "how far it is behind is unknown"
+
+
+def test_a_heartbeat_of_an_earlier_primary_says_nothing_however_its_clock_went() -> None:
+    ahead_s = 3.0
+    cluster = seen(healthy(), 2, a=beating(2, 1002 + ahead_s), b=replica(2), c=replica(2))
+    after = seen(
+        cluster, 10, a=None, b=beating(10, 1002 + ahead_s, timeline=2),
+        c=replica(10, lsn=99, timeline=2, beat_s=1002 + ahead_s),
+    )  # fmt: skip
+    assert why(after, "c") == "how far it is behind is unknown"
+    after = seen(
+        after, 11, a=None, b=beating(11, 1011, timeline=2), c=replica(11, lsn=99, timeline=2, beat_s=1002 + ahead_s)
+    )
+    assert why(after, "c") == "how far it is behind is unknown"
+    c = replica(11.5, lsn=99, timeline=2, beat_s=1011)
+    after = seen(after, 11.5, a=None, b=beating(11.5, 1011, timeline=2), c=c)
+    assert after.lag_s(c, now=11.5) == pytest.approx(0.5)
+
+
+def test_positions_beyond_a_new_primarys_are_forgotten() -> None:
+    cluster = seen(healthy(), 2, a=primary(2, lsn=900), b=replica(2), c=replica(2))
+    cluster = seen(cluster, 3, a=None, b=primary(3, lsn=200, timeline=2), c=replica(3, timeline=2))
+    assert cluster.flushed == ((1, 100), (3, 200))
+    assert cluster.lag_s(replica(3, lsn=250, timeline=2), now=4) == pytest.approx(1)
+
+
+def test_a_node_of_another_cluster_that_answers_first_is_not_taken_for_ours() -> None:
+    cluster = seen(nobody("a", "b", "c"), 1, b=primary(1, system_id=8))
+    assert (cluster.system_id, cluster.primary) == (None, None)
+    assert "is not known yet" in why(cluster, "b")
+    cluster = seen(cluster, 2, a=primary(2), b=primary(2, system_id=8), c=replica(2))
+    assert cluster.system_id == SYSTEM
+    assert "another cluster's" in why(cluster, "b")
+
+
+def test_while_the_configured_primary_is_silent_and_the_others_are_of_two_clusters_nothing_is_decided() -> None:
+    cluster = seen(nobody("a", "b", "c"), 1, a=None, b=primary(1, system_id=8), c=primary(1))
+    assert (cluster.system_id, cluster.primary, cluster.replicas) == (None, None, ())
+    cluster = seen(cluster, 2, a=None, b=None, c=primary(2))
+    assert cluster.primary is not None and cluster.primary.name == "c"
+
+
+def test_without_the_configured_primary_its_replicas_agree_on_whose_they_are() -> None:
+    cluster = seen(nobody("a", "b", "c"), 1, a=None, b=primary(1, timeline=2))
+    assert cluster.primary is None, "c may be another's"
+    cluster = seen(cluster, 1, a=None, b=primary(1, timeline=2), c=replica(1, timeline=2))
+    assert cluster.primary is not None and cluster.primary.name == "b"
 
 
 def test_while_no_primary_answers_its_replicas_are_read_until_they_are_too_old() -> None:

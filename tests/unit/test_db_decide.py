@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.db.decide import Consistency, Decision, Wish, decide
+from shared.db.decide import Consistency, Decision, Wish, decide, refuted
 from shared.db.facts import Cluster, Facts, Standing
 from shared.db.tokens import CausalToken
 
@@ -54,14 +54,14 @@ EVENTUAL = Wish("ro", "eventual")
         (Wish("ro", "eventual", reads="primary"), None, "p", "go", "a read that wants the primary"),
         (Wish("ro", "bounded", 1.0), None, "r1", "go", "within 1 s of the primary"),
         (Wish("ro", "bounded", 0.1), None, "p", "overflow", "no replica is known to be within 0.1 s: the primary"),
-        (CAUSAL, None, "p", "go", "no token"),
+        (CAUSAL, None, "p", "overflow", "no token"),
         (CAUSAL, token(90), "r1", "go", "known to have reached 0/5A on timeline 2"),
         (CAUSAL, token(101), "r1", "wait", "no replica is known to have reached 0/65 on timeline 2 yet"),
         (Wish("ro", "causal", waits=False), token(101), "p", "overflow", "no replica has reached 0/65"),
-        (CAUSAL, token(1, system_id=8), "p", "go", "the token is of another cluster"),
+        (CAUSAL, token(1, system_id=8), "p", "overflow", "the token is of another cluster"),
         (CAUSAL, token(1, timeline=3), None, "refuse", "the token is of timeline 3; no node has been seen on it yet"),
         (CAUSAL, token(40, timeline=1), "r1", "go", "known to have reached 0/28 on timeline 1"),
-        (CAUSAL, token(41, timeline=1), "p", "go", "the token's write was lost when timeline 1 ended"),
+        (CAUSAL, token(41, timeline=1), "p", "overflow", "the token's write was lost when timeline 1 ended"),
     ],
 )
 def test_each_wish_has_its_node_and_its_sentence(
@@ -81,7 +81,32 @@ def test_a_token_of_a_lost_past_is_said_to_be_so(lsn: int, timeline: int, system
 
 def test_where_a_timeline_ended_may_be_hidden_and_then_nothing_is_assumed() -> None:
     decision = go(CAUSAL, replace(cluster(100), switches={}), token(1, timeline=1))
-    assert (decision.node, decision.lost) == ("p", "unknown")
+    assert (decision.node, decision.verdict, decision.lost) == ("p", "overflow", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("given_token", "since", "refuted_as"),
+    [
+        (token(100), 10.0, None),
+        (token(101), 10.0, "beyond"),
+        (token((1 << 64) - 1), 10.0, "beyond"),
+        (token(101), 10.1, None),  # the looks are older than the token
+        (token(1, timeline=3), 10.0, "future"),
+        (token(1, timeline=3), 10.1, None),
+        (token(1 << 62, timeline=1), 10.0, None),
+    ],
+)
+def test_a_token_is_refuted_only_by_looks_that_came_after_it(
+    given_token: CausalToken, since: float, refuted_as: str | None
+) -> None:
+    assert refuted(given_token, cluster(100), since=since) == refuted_as
+
+
+def test_while_a_node_is_silent_a_later_timeline_may_be_its() -> None:
+    among = cluster(100)
+    silent = replace(among, others=(Standing("r2", 1, None),))
+    assert refuted(token(1, timeline=3), silent, since=10.0) is None
+    assert refuted(token(101), replace(silent, primary=None), since=10.0) is None
 
 
 def test_without_a_primary_nothing_is_written_and_fresh_enough_replicas_are_read() -> None:
@@ -93,7 +118,8 @@ def test_without_a_primary_nothing_is_written_and_fresh_enough_replicas_are_read
 
 
 def test_without_replicas_reads_go_to_the_primary_only_as_overflow() -> None:
-    for wish, given_token in ((EVENTUAL, None), (Wish("ro", "bounded", 5.0), None), (CAUSAL, token(1))):
+    bounded = Wish("ro", "bounded", 5.0)
+    for wish, given_token in ((EVENTUAL, None), (bounded, None), (CAUSAL, token(1)), (CAUSAL, None)):
         assert go(wish, cluster(), given_token).verdict == "overflow"
 
 
