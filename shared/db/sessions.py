@@ -25,6 +25,14 @@ class ReadSession(AsyncSession):
     sync_session_class = _ReadOnly
 
 
+class SyncWriteSession(Session):
+    """As WriteSession, for callers without a loop."""
+
+
+class SyncReadSession(_ReadOnly):
+    """As ReadSession, for callers without a loop."""
+
+
 @event.listens_for(_ReadOnly, "before_flush")
 def _refuse_flush(session: Session, _context: Any, _instances: Any) -> None:
     changed = next((one for kind in (session.new, session.dirty, session.deleted) for one in kind), None)

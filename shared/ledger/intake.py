@@ -25,6 +25,7 @@ from shared.ledger.group_commit import GroupCommit, Written
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.rows import task_row
 from shared.ledger.steering import hold
+from shared.ledger.views import state_of
 
 log = structlog.get_logger()
 
@@ -32,6 +33,8 @@ LEDGER_WAIT_S = 2.0
 """Seconds a submit waits for PostgreSQL before the broker alone accepts the task."""
 CONFIRM_WAIT_S = 0.5
 """Seconds a submit that the ledger accepted waits for the broker; what is not confirmed is held in the ledger."""
+VISIBLE_TRIES_S = (0.0, 0.02, 0.1, 0.5)
+"""Waits between looks for a committed row after a producer's commit."""
 CROWDED_FOR_S = 0.5
 """Seconds for which a crowded tenant's tasks are held before the next one tries the queue again."""
 CROWDED = """
@@ -118,6 +121,18 @@ class Intake:
         """Publish what the ledger says may run now."""
         sent = [(message.id, self.publish(message)) for message in messages]
         await asyncio.gather(*(self.confirmed(task_id, confirmation) for task_id, confirmation in sent))
+
+    async def publish_committed(self, message: TaskMessage) -> None:
+        """Publish a task of a producer's transaction that has just ended, once it is seen in the ledger."""
+        for wait_s in VISIBLE_TRIES_S:
+            await asyncio.sleep(wait_s)
+            try:
+                if await state_of(self.database, message.id) is not None:
+                    await self.confirmed(message.id, self.publish(message))
+                    return
+            except DatabaseUnavailable:
+                return
+        log.info("client.left_to_keeper", task_id=str(message.id))
 
     async def close(self) -> None:
         """Write what waits, then close the connections."""

@@ -1,5 +1,8 @@
 """A primary and two streaming replicas of a test module's own, and doors to all three."""
 
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +17,7 @@ from shared.db.router import Router
 from shared.db.tokens import carrying
 from tests.integration.nodes import group_of, nodes_in
 from workers.ops.background import BackgroundSupervisor
+from workers.ops.surroundings import ROOT
 
 PRIMARY, FIRST, SECOND = "postgres", "replica", "replica-2"
 NODES = (PRIMARY, FIRST, SECOND)
@@ -29,6 +33,16 @@ def trio(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
 def url_of(servers: BackgroundSupervisor, node: str) -> str:
     """A node's address, as SQLAlchemy takes it."""
     return f"postgresql+psycopg://fleet@127.0.0.1:{group_of(servers).node(node).port}/fleet"
+
+
+def migrate(url: str) -> None:
+    """Give a database the fleet's tables."""
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "-c", str(ROOT / "migrations" / "alembic.ini"), "upgrade", "head"],
+        env={**os.environ, "FLEET_DB_URL": url, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def node_name(servers: BackgroundSupervisor, node: str) -> str:
