@@ -29,10 +29,12 @@ WAKE = text(f"""
     SET state = 'queued', wake_at = NULL, waiting_for = NULL, published_at = NULL, dispatch_at = now()
     FROM done WHERE t.id = done.id
     RETURNING t.id, t.tenant""")
-ORPHANS = """
+HAS_LEFT = "(p.state = 'cancelled' OR (p.state = 'failed' AND NOT coalesce(c.started_at > p.finished_at, c.epoch > 0)))"
+"""Whether a child `c` has lost its parent `p`. One that began anew after that had failed is an operator's replay."""
+ORPHANS = f"""
     SELECT c.id FROM tasks c
-    WHERE {where} AND c.parent_id IS NOT NULL AND c.cancel_requested_at IS NULL
-      AND (SELECT p.state FROM tasks p WHERE p.id = c.parent_id) = 'cancelled'
+    WHERE {{where}} AND c.parent_id IS NOT NULL AND c.cancel_requested_at IS NULL
+      AND (SELECT {HAS_LEFT} FROM tasks p WHERE p.id = c.parent_id)
     LIMIT :limit FOR UPDATE OF c SKIP LOCKED"""
 """One index at a time, and each parent by its key: so the finished millions are not looked at."""
 CANCELLED = """state = 'cancelled', epoch = t.epoch + 1, published_at = NULL, dispatch_at = NULL, wake_at = NULL,
@@ -55,7 +57,7 @@ FOLLOW = [
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A child of a cancelled parent: `cancelled` itself now, or `running` and told to stop."""
+    """A child of a cancelled or failed parent: `cancelled` itself now, or `running` and told to stop."""
 
     id: UUID
     state: str
@@ -81,7 +83,7 @@ async def wake_bereft(unit: AsyncSession, *, limit: int) -> list[Fresh]:
 
 
 async def cancel_orphans(units: Units, *, limit: int) -> list[Orphan]:
-    """Children that were spawned while their parent was being cancelled follow it."""
+    """Children whose parent was cancelled while it spawned them, or failed without a worker to tell them, follow it."""
     async with units.unit() as unit:
         found = [row for one in FOLLOW for row in await unit.execute(one, {"limit": limit})]
     return [Orphan(row.id, row.state) for row in found]

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.contracts import tick_task_id
 from shared.db.database import Database
+from shared.ledger.families import HAS_LEFT
 
 ACTIVE = "('queued', 'running', 'waiting', 'parked')"
 SHOWN = 20
@@ -204,14 +205,14 @@ class ParkedTasksSayWhy(_Found):
 
 
 class CancelledTreesAreStill(_Found):
-    """A cancel reaches everybody below."""
+    """A cancel reaches everybody below, and so does a failure."""
 
     name = "cancelled_trees_are_still"
-    promise = "children of a cancelled task have ended, and a cancelled run stops"
+    promise = "children of a cancelled or failed task have ended, and a cancelled run stops"
     query = f"""
-        SELECT c.id AS task_id, concat(c.state, ', though its parent ', p.id, ' is cancelled') AS what
+        SELECT c.id AS task_id, concat(c.state, ', though its parent ', p.id, ' is ', p.state) AS what
         FROM tasks c JOIN tasks p ON p.id = c.parent_id
-        WHERE c.parent_id IS NOT NULL AND c.state IN {ACTIVE} AND p.state = 'cancelled'
+        WHERE c.parent_id IS NOT NULL AND c.state IN {ACTIVE} AND {HAS_LEFT}
           AND p.finished_at < now() - make_interval(secs => :grace_s)
         UNION ALL
         SELECT id, concat('running, though it was cancelled ',

@@ -33,10 +33,12 @@ TAKE = text("""
                 concat('the worker died in attempt ', t.attempt, ' of ', t.max_attempts))
             END
     FROM theirs WHERE t.id = theirs.id
-    RETURNING t.id, t.tenant, t.parent_id, t.state, theirs.worker_id AS worker""")
+    RETURNING t.id, t.tenant, t.parent_id, t.state, theirs.worker_id AS worker,
+              (SELECT count(*) FROM steps s WHERE s.task_id = t.id AND s.state = 'intent') AS in_doubt""")
 HOLD_BACK = text(f"""
-    UPDATE tasks x SET published_at = NULL, dispatch_at = now()
-    WHERE x.id = ANY(:ids) AND x.state = 'queued' AND NOT {CAPPED}""")
+    UPDATE tasks SET published_at = NULL, dispatch_at = now()
+    WHERE id IN (SELECT id FROM tasks x WHERE id = ANY(:ids) AND state = 'queued' AND NOT {CAPPED}
+                 ORDER BY id FOR NO KEY UPDATE)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,19 @@ class Pulse:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A run that was taken from a dead worker; `state` is what became of it."""
+    """A run that was taken from a dead worker.
+
+    Attributes:
+        state: What became of it.
+        in_doubt: Its calls that were in flight: nobody saw them end.
+    """
 
     id: UUID
     tenant: str
     parent_id: UUID | None
     state: str
     worker: UUID
+    in_doubt: int
 
 
 async def pulses(database: Database) -> list[Pulse]:
@@ -80,7 +88,7 @@ async def bury(units: Units, dead: Sequence[UUID], *, dead_after_s: float) -> li
         fenced = await unit.execute(FENCE, {"workers": list(dead), "dead_after_s": dead_after_s})
         gone = [row.id for row in fenced]
         rows = (await unit.execute(TAKE, {"dead": gone})).all() if gone else []
-    return [Taken(row.id, row.tenant, row.parent_id, row.state, row.worker) for row in rows]
+    return [Taken(row.id, row.tenant, row.parent_id, row.state, row.worker, row.in_doubt) for row in rows]
 
 
 async def put_back(units: Units, task_ids: Sequence[UUID]) -> None:

@@ -64,9 +64,10 @@ async def discharge(database: Database, worker: UUID) -> int:
     leave = update(workers).where(workers.c.id == worker, workers.c.state != "dead").values(state="stopped")
     is_cancelled = tasks.c.cancel_requested_at.is_not(None)
     cancelled = func.json_build_object("code", "task_cancelled", "message", "the task was cancelled")
+    held = select(tasks.c.id).where(tasks.c.worker_id == worker, tasks.c.state == "running")
     hand_back = (
         update(tasks)
-        .where(tasks.c.worker_id == worker, tasks.c.state == "running")
+        .where(tasks.c.id.in_(held.order_by(tasks.c.id).with_for_update()))
         .values(
             state=case((is_cancelled, "cancelled"), else_="queued"),
             error=case((is_cancelled, cancelled), else_=None),

@@ -10,6 +10,9 @@ TASKS = Counter(
     "Tasks that it acted on: rescued, redispatched, relieved, dead_lettered, woken, ticked, retired and so on",
     ["action"],
 )
+IN_DOUBT = Counter(
+    "fleet_keeper_steps_in_doubt_total", "Calls in flight when their worker died: they may have been paid for"
+)
 CHORE_SECONDS = Histogram(
     "fleet_keeper_chore_seconds", "One round of one chore", ["chore"], buckets=(0.005, 0.02, 0.1, 0.5, 2, 10, 60)
 )

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.keeping import add, add_many, add_worker, ago, keeper_process
+from tests.integration.keeping import add, add_many, add_worker, ago, ask, keeper_process
 from tests.integration.live import Database, eventually
 from workers.ops.background import BackgroundSupervisor
 
@@ -40,7 +40,14 @@ def test_a_keeper_tells_whether_it_leads_and_what_it_does(
     database: Database, servers: BackgroundSupervisor, tmp_path: Path
 ) -> None:
     worker = add_worker(database, beat_ago_s=60, state="alive")
-    add(database, state="running", worker_id=worker, attempt=1, max_attempts=3, agent="held")
+    held = add(database, state="running", worker_id=worker, attempt=1, max_attempts=3, agent="held")
+    for name, state in (("cut", "intent"), ("over", "done")):
+        values = "task_id, name, ordinal, kind, fingerprint, epoch, state, result, finished_at"
+        ask(
+            database,
+            f"INSERT INTO steps ({values}) VALUES (%s, %s, 0, 'llm', 'x', 1, %s, 'null', now())",
+            held, name, state,
+        )  # fmt: skip
     add(database, state="running", worker_id=worker, attempt=3, max_attempts=3)
     add_many(database, 3, state="waiting", wake_at=ago(1))
     add_many(database, 2, state="waiting", wake_at=ago(-600))
@@ -71,6 +78,7 @@ def test_a_keeper_tells_whether_it_leads_and_what_it_does(
             "rescued": 1, "dead_lettered": 1, "cancelled": 0, "woken": 3, "retired": 4, "redispatched": 0
         }  # fmt: skip
         assert page["fleet_keeper_decisions_total", "bury"] == 1
+        assert page["fleet_keeper_steps_in_doubt_total", ""] == 1
         assert page["fleet_keeper_chore_seconds_count", "timers"] >= 1
         assert page["fleet_backlog_tasks", "waiting"] == 2
         assert ("fleet_worker_fenced_total", "") not in page, "a worker's"

@@ -6,7 +6,7 @@ from typing import Any
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.parking import unpark
 from shared.ledger.roster import offer
-from tests.integration.keeping import add, add_many, add_worker, ago, ask, keeping, states, task
+from tests.integration.keeping import Sql, add, add_many, add_worker, ago, ask, keeping, states, task
 from tests.integration.live import Database
 
 
@@ -131,6 +131,22 @@ async def test_children_spawned_while_their_parent_was_cancelled_follow_it(datab
         assert task(database, queued)["error"] == {"code": "task_cancelled", "message": "cancelled with its parent"}
         await keeper.ledger.orphans()
     assert states(database, [grandchild, healthy]) == ["cancelled", "queued"]
+
+
+async def test_children_of_a_failed_parent_follow_it_unless_they_are_replayed_on_their_own(database: Database) -> None:
+    gone = add_worker(database, beat_ago_s=60)
+    parent = add(database, state="running", worker_id=gone, attempt=3, max_attempts=3)
+    queued = add(database, parent_id=parent)
+    waiting = add(database, state="waiting", parent_id=parent, started_at=ago(5), epoch=1)
+    running = add(database, state="running", parent_id=parent, worker_id=add_worker(database), started_at=ago(5))
+    async with keeping(database) as keeper:
+        await keeper.ledger.bury()
+        assert states(database, [parent, queued, waiting, running]) == ["failed", "cancelled", "cancelled", "running"]
+        assert task(database, running)["cancel_requested_at"] is not None
+        replayed = add(database, parent_id=parent, epoch=4)
+        again = add(database, state="waiting", parent_id=parent, epoch=5, attempt=1, started_at=Sql("now()"))
+        await keeper.ledger.orphans()
+    assert states(database, [replayed, again]) == ["queued", "waiting"]
 
 
 async def test_tasks_parked_for_want_of_their_agent_go_on_when_it_is_offered_again(database: Database) -> None:

@@ -82,6 +82,12 @@ async def test_a_ledger_with_something_of_everything_is_sound(producer: FleetCli
         ),
         (
             "cancelled_trees_are_still",
+            "child",
+            "WITH p AS (UPDATE tasks SET state = 'failed', epoch = 1 WHERE state = 'cancelled' RETURNING id) "
+            "UPDATE tasks SET parent_id = p.id FROM p WHERE tasks.id = :id",
+        ),
+        (
+            "cancelled_trees_are_still",
             "running",
             "UPDATE tasks SET cancel_requested_at = now() - interval '1 s' WHERE id = :id",
         ),

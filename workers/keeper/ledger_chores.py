@@ -15,7 +15,7 @@ from shared.ledger.dispatch import Fresh, backlog_counts, slots_now, standing, t
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.terms import Term
 from shared.ledger.timers import Due
-from shared.telemetry.keeper_metrics import BACKLOG, DECISIONS, TASKS
+from shared.telemetry.keeper_metrics import BACKLOG, DECISIONS, IN_DOUBT, TASKS
 from workers.keeper.decisions import judge, prompt, put_aside
 from workers.keeper.knobs import KeeperKnobs
 from workers.keeper.outbox import Outbox
@@ -77,6 +77,8 @@ class LedgerChores:
         _tell_burials(dead, taken)
         await families.wake_parents(self._term, [one.parent_id for one in taken if one.state != "queued"])
         queued = [Fresh(one.id, one.tenant) for one in taken if one.state == "queued"]
+        if len(queued) < len(taken):
+            await self.orphans()
         if queued:
             async with self._term.unit() as unit:
                 messages = await self._hand_out(unit, queued)
@@ -121,11 +123,11 @@ class LedgerChores:
         return self._sooner(len(woken))
 
     async def orphans(self) -> float | None:
-        """Cancel children whose parent is cancelled."""
+        """Cancel children whose parent is cancelled, or has failed."""
         orphans = await families.cancel_orphans(self._term, limit=self._knobs.batch)
         if orphans:
             TASKS.labels("orphan_cancelled").inc(len(orphans))
-            log.info("keeper.orphans_cancelled", tasks=len(orphans), reason="their parent is cancelled")
+            log.info("keeper.orphans_cancelled", tasks=len(orphans), reason="their parent has ended")
         return self._sooner(len(orphans))
 
     async def schedules(self) -> float | None:
@@ -233,10 +235,14 @@ class LedgerChores:
 def _tell_burials(dead: Mapping[UUID, str], taken: Sequence[rescue.Taken]) -> None:
     for worker, reason in dead.items():
         states = Counter(one.state for one in taken if one.worker == worker)
+        in_doubt = sum(one.in_doubt for one in taken if one.worker == worker)
+        IN_DOUBT.inc(in_doubt)
         DECISIONS.labels("bury").inc()
         for state, action in (("queued", "rescued"), ("failed", "dead_lettered"), ("cancelled", "cancelled")):
             TASKS.labels(action).inc(states[state])
-        log.warning("keeper.worker_buried", worker=str(worker), runs=states.total(), **states, reason=reason)
+        log.warning(
+            "keeper.worker_buried", worker=str(worker), runs=states.total(), **states, in_doubt=in_doubt, reason=reason
+        )
 
 
 async def _tick(unit: AsyncSession, schedule: schedules.Schedule, *, now: datetime) -> Fresh | None:
