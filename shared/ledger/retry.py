@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from shared.errors import RetryLater, Transient
 
-LATER_AT_MOST = 100
-"""Times that a step may ask for a later try; its task's deadline usually ends it long before."""
+LATER_LEAST_S = 1.0
+"""A step that asks for a later try is put back for as long, as often as it asks: its task's deadline ends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def next_wait_s(error: Exception, *, tries: int, retry: Retry, rng: random.Rando
     """
     asked_s = getattr(error, "retry_after_s", None) or 0.0
     if isinstance(error, RetryLater):
-        return asked_s if tries < LATER_AT_MOST else None
+        return float(max(asked_s, LATER_LEAST_S))
     if tries >= retry.attempts or not isinstance(error, retry.on):
         return None
     jitter_s = rng.uniform(0, min(retry.cap_s, retry.base_s * retry.factor ** (tries - 1)))

@@ -11,6 +11,7 @@ Count = Annotated[int, Field(ge=1)]
 Tokens = Annotated[int, Field(ge=0)]
 Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
+UNLISTED = "*"
 
 
 class Shape(BaseModel):
@@ -120,7 +121,7 @@ class Endpoint(Shape):
     api_key: Secret | None = None
     """Where the key is; none for servers that want none."""
     failure_domain: str | None = None
-    """What fails together, in a word of your own (a provider and region). Unset: the host of `base_url`."""
+    """What fails together, in a word of your own (a provider and region). Unset: the host name in `base_url`."""
     proxy_url: str | None = None
     """HTTP proxy for this endpoint; proxies of the environment are not used."""
     max_connections: Count = 4096
@@ -147,6 +148,11 @@ class Endpoint(Shape):
     def host(self) -> str:
         """Host and port, never a credential."""
         return urlsplit(self.base_url).netloc.rpartition("@")[2].lower()
+
+    @property
+    def fate(self) -> str:
+        """What fails together: as declared, or else one machine, whatever listens on its ports."""
+        return self.failure_domain or urlsplit(self.base_url).hostname or self.host
 
 
 class Price(Shape):
@@ -301,6 +307,17 @@ class LLMConfig(Shape):
     def key(self, model: str) -> str:
         """What breakers, limits and statistics are kept under: a model at an endpoint."""
         return f"{self.models[model].endpoint}:{self.model_name(model)}"
+
+    def every_key(self) -> dict[str, str]:
+        """Every key there can be, and its endpoint."""
+        listed = {self.key(name): model.endpoint for name, model in self.models.items()}
+        first = [self.models[chain[0]].endpoint for chain in self.chains.values()] if self.unlisted_models else []
+        return listed | {unlisted_key(endpoint): endpoint for endpoint in first}
+
+
+def unlisted_key(endpoint: str) -> str:
+    """The one key of all models that requests name and no file lists: callers must not make keys without end."""
+    return f"{endpoint}:{UNLISTED}"
 
 
 _USUAL = AgentPolicy()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -77,6 +77,7 @@ def one_endpoint(knobs: LLMKnobs) -> Configured:
             "endpoints": {
                 endpoint: {
                     "base_url": knobs.base_url,
+                    "dialect": knobs.dialect,
                     "proxy_url": knobs.proxy_url,
                     "max_connections": knobs.max_connections,
                     "keepalive_s": knobs.keepalive_s,
@@ -114,11 +115,16 @@ def shared_fates(config: LLMConfig) -> Iterator[str]:
     for chain, models in config.chains.items():
         for first, second in combinations(models, 2):
             one, other = (config.endpoints[config.models[model].endpoint] for model in (first, second))
-            domains = [endpoint.failure_domain or endpoint.host for endpoint in (one, other)]
-            if domains[0] == domains[1]:
-                yield f"chain {chain}: {first} and {second} fail together (failure domain {domains[0]})"
+            if one.fate == other.fate:
+                yield f"chain {chain}: {first} and {second} fail together (failure domain {one.fate})"
             elif one.api_key is not None and one.api_key == other.api_key:
                 yield f"chain {chain}: {first} and {second} fail together (one key, in {one.api_key})"
+
+
+def strangers(config: LLMConfig, *, agents: Collection[str]) -> Iterator[str]:
+    """A sentence for every policy of an agent that is not here: misspelt, or of another worker's."""
+    for name in sorted(config.agents.keys() - set(agents)):
+        yield f"agents.{name}: no agent of that name is loaded here; {nearest(name, list(agents))}"
 
 
 def _contradictions(config: LLMConfig) -> Iterator[tuple[KeyPath, str]]:
@@ -143,8 +149,17 @@ def _contradictions(config: LLMConfig) -> Iterator[tuple[KeyPath, str]]:
         if policy.chain not in config.chains:
             hint = nearest(policy.chain, list(config.chains))
             yield ("agents", agent, "chain"), f"no chain is named {policy.chain}; {hint}"
-    for unpriced, budget in _unpriced(config):
-        yield ("models", unpriced), f"it needs a price (0 if it is free): {budget} bounds money spent on it"
+    yield from _twins(config)
+    yield from _unpriced(config)
+
+
+def _twins(config: LLMConfig) -> Iterator[tuple[KeyPath, str]]:
+    """Two models that are one to their endpoint would share a breaker, and each undo the other's limits."""
+    seen: dict[str, str] = {}
+    for name in config.models:
+        twin = seen.setdefault(config.key(name), name)
+        if twin != name:
+            yield ("models", name), f"it is {twin} once more: the same name at the same endpoint"
 
 
 def _model_hint(config: LLMConfig, name: str) -> str:
@@ -153,24 +168,23 @@ def _model_hint(config: LLMConfig, name: str) -> str:
     return nearest(name, list(config.models))
 
 
-def _unpriced(config: LLMConfig) -> Iterator[tuple[str, str]]:
-    wide = {
+def _unpriced(config: LLMConfig) -> Iterator[tuple[KeyPath, str]]:
+    """A request may name any model, also one of no chain: under a budget in money each needs a price."""
+    budgets: dict[str, Budget | None] = {
         **{f"budgets.{name}": getattr(config.budgets, name) for name in ("run", "agent", "tenant", "day")},
         **{f"tenants.{name}.budget": tenant.budget for name, tenant in config.tenants.items()},
+        **{f"agents.{name}.budget": policy.budget for name, policy in config.agents.items()},
+        **{f"agents.{name}.run_budget": policy.run_budget for name, policy in config.agents.items()},
     }
-    in_chains = {model for chain in config.chains.values() for model in chain}
-    covered = {(name, model) for name, budget in wide.items() if _bounds_money(budget) for model in in_chains}
-    for agent, policy in config.agents.items():
-        for name in ("budget", "run_budget"):
-            if _bounds_money(getattr(policy, name)):
-                covered |= {(f"agents.{agent}.{name}", model) for model in config.chains[policy.chain]}
-    for budget, model in sorted(covered):
-        if config.models[model].price is None:
-            yield model, budget
-
-
-def _bounds_money(budget: Budget | None) -> bool:
-    return budget is not None and budget.money is not None
+    bounding = next((name for name, one in budgets.items() if one is not None and one.money is not None), None)
+    if bounding is None:
+        return
+    for name, model in config.models.items():
+        if model.price is None:
+            yield ("models", name), f"it needs a price (0 if it is free): {bounding} bounds money spent on it"
+    if config.unlisted_models:
+        problem = f"a model that is not listed has no price, and {bounding} bounds money spent on it: list it"
+        yield ("unlisted_models",), problem
 
 
 def _secret(

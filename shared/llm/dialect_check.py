@@ -13,6 +13,7 @@ from shared.llm.config_file import Configured
 
 PATHS = {"openai": "/chat/completions", "anthropic": "/v1/messages"}
 NOT_HERE = frozenset({404, 405, 501})
+CURT = frozenset({400, 415, 422})
 LIMIT_S = 3.0
 
 
@@ -28,6 +29,11 @@ async def check_dialects(configured: Configured) -> tuple[str, ...]:
     if wrong:
         raise Misconfigured("; ".join(wrong))
     return tuple(warning for _, warning in found if warning is not None)
+
+
+def is_curt(status: int, *, content_type: str) -> bool:
+    """Whether an answer is a complaint about the empty request in plain words, as some servers make it."""
+    return status in CURT and content_type.partition(";")[0].strip().lower() in ("text/plain", "")
 
 
 def judge(status: int, *, content_type: str, body: bytes) -> str | None:
@@ -60,7 +66,10 @@ async def _check(name: str, endpoint: Endpoint, *, key: SecretStr) -> tuple[str 
             answer = await client.post(url, json={}, headers=_headers(endpoint, key=key), follow_redirects=False)
     except (httpx2.HTTPError, OSError, TimeoutError) as error:
         return None, f"endpoint {name} cannot be reached at start ({type(error).__name__})"
-    problem = judge(answer.status_code, content_type=answer.headers.get("content-type", ""), body=answer.content)
+    kind = answer.headers.get("content-type", "")
+    problem = judge(answer.status_code, content_type=kind, body=answer.content)
+    if problem is not None and is_curt(answer.status_code, content_type=kind):
+        return None, f"endpoint {name} {problem}: perhaps it does not speak {endpoint.dialect}"
     if problem is not None:
         hint = "check base_url (with its version path) and dialect"
         return f"endpoint {name} does not speak {endpoint.dialect}: {endpoint.host} {problem}; {hint}", None

@@ -61,4 +61,5 @@ class KeptAnswers:
             tenant=context.tenant, agent=context.agent, prompt_version=self._policy.prompt_version, scope=context.scope,
             user=context.user, corpus=context.corpus, locale=context.locale,
         )  # fmt: skip
-        return answer_key(secret, self._request, asker=asker, family=self._first.spec.family or self._first.key)
+        family = self._first.spec.family or f"{self._first.endpoint_name}:{self._first.name}"
+        return answer_key(secret, self._request, asker=asker, family=family)

@@ -19,6 +19,9 @@ class LLMKnobs:
     """Where the endpoint's API lives, with its version path (`…/v1`); a query (Azure's `?api-version=…`) is sent with
     every request. Any OpenAI-compatible server, or `https://api.anthropic.com` for that dialect."""
 
+    dialect: Literal["openai", "anthropic"] = "openai"
+    """What the endpoint speaks; OpenAI's is also that of Azure, vLLM, Ollama, DeepSeek, DashScope and most gateways."""
+
     model: str = "smollm2-135m"
     """The model asked for when a request names none."""
 

@@ -7,15 +7,21 @@ L3  plain conversation, without retrieval or without tools
 L4  friendly static words, which need no network at all
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from shared.resilience.retry import SPREAD
 
 Level = Literal["L0", "L1", "L2", "L3", "L4"]
 LEVELS: tuple[Level, ...] = ("L0", "L1", "L2", "L3", "L4")
 Action = Literal["answer", "answer_from_cache", "answer_plainly", "say_sorry", "say_could_not_act"]
 LEAST_WAIT_S = 1.0
 """A task that is put back costs a few writes: not worth it for less."""
+DOWN_WAIT_S = 10.0
+"""Shortest wait for models that are down: what says "in a second" then is a breaker between two probes, not a model."""
+ROUNDING_S = 0.01
+"""What clocks and roundings may add to a wait that somebody was told."""
 Way = Literal["down", "busy", "budget", "unfit", "returning"]
 
 
@@ -108,14 +114,21 @@ def worth_waiting(
         usual_wait_s: For models that are down for nobody knows how long.
     """
     busy = [one.retry_after_s for one in passed if one.way == "busy" and one.retry_after_s is not None]
-    if busy and min(busy) <= patience_s and _fits(min(busy), left_s):
+    if busy and min(busy) <= patience_s + ROUNDING_S and _fits(min(busy), left_s):
         return Wait(max(LEAST_WAIT_S, min(busy)), f"every model is busy or down; one is due in {min(busy):.1f} s")
     away = [one.retry_after_s for one in passed if one.way in ("down", "busy")]
     if when_down == "wait" and away:
-        wait_s = min(usual_wait_s if one is None else max(one, LEAST_WAIT_S) for one in away)
+        least_s = max(LEAST_WAIT_S, min(DOWN_WAIT_S, usual_wait_s))
+        wait_s = min(usual_wait_s if one is None else max(one, least_s) for one in away)
         if _fits(wait_s, left_s):
             return Wait(wait_s, f"every model is down; the next try is due in {wait_s:.1f} s")
     return None
+
+
+def spread(wait_s: float, *, left_s: float | None, draw: Callable[[], float]) -> float:
+    """A wait, up to a tenth longer by chance: those who are put back together do not wake together."""
+    stretched_s = wait_s * (1 + SPREAD * draw())
+    return stretched_s if _fits(stretched_s, left_s) else wait_s
 
 
 def _fits(wait_s: float, left_s: float | None) -> bool:

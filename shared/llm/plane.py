@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.clock import Clock, SystemClock
-from shared.errors import BadInput
+from shared.errors import BadInput, Transient
 from shared.llm.adapters import open_adapter
 from shared.llm.answer_cache import AnswerCache, NoAnswers, RedisAnswers, Seal
-from shared.llm.config import Endpoint, LLMConfig, Model
+from shared.llm.config import Endpoint, LLMConfig, Model, unlisted_key
 from shared.llm.config_file import Configured
 from shared.llm.day_book import DayBook
 from shared.llm.document import nearest
@@ -36,6 +36,7 @@ PENDING = 200
 LATENCY_WEIGHT = 0.1
 """Of the newest call in the running average of a model's latency."""
 FIRST_GUESS_S = 1.0
+TAKEN_OUT_EVERY_S = 5.0
 PUBLISH_WITHIN_S = 0.5
 PUBLISH_EVERY_S = 5.0
 """Seconds between two words to operators: what a worker spent since is lost to the day's book if it is killed."""
@@ -66,8 +67,8 @@ class Rung:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """Of its metrics."""
-        return self.endpoint_name, self.name
+        """Of its metrics: as few as there are keys."""
+        return self.endpoint_name, self.key.partition(":")[2]
 
 
 class LLMPlane:
@@ -83,12 +84,11 @@ class LLMPlane:
         self.clock = clock or SystemClock()
         self.book = DayBook()
         self._adapters = adapters
-        self._draw = draw
+        self.draw = draw
         self._standings: dict[str, Standing] = {}
         self._latency_s: dict[str, float] = {}
+        self._taken_out: dict[str, float] = {}
         self._chores: set[asyncio.Task[Any]] = set()
-        for warning in configured.warnings:
-            log.warning("llm.shared_fate", warning=warning, hint="put another provider, region and key behind it")
 
     def rungs(self, agent: str, *, model: str | None) -> tuple[Rung, ...]:
         """The models of an agent's chain; one that the request names comes first, the others behind it.
@@ -107,7 +107,7 @@ class LLMPlane:
         if model == first.name:
             return tuple(self._rung(name) for name in chain)
         spec = Model(endpoint=first.endpoint_name, name=model, max_tokens=first.spec.max_tokens)
-        named = Rung(model, model, f"{first.endpoint_name}:{model}", first.endpoint_name, first.endpoint, spec)
+        named = Rung(model, model, unlisted_key(first.endpoint_name), first.endpoint_name, first.endpoint, spec)
         return (named, *(self._rung(name) for name in chain[1:]))
 
     def order(self, rungs: Sequence[Rung]) -> tuple[list[Rung], list[Passed]]:
@@ -119,7 +119,7 @@ class LLMPlane:
         for rung in rungs:
             standing = self._standings.get(rung.key, Standing())
             part = share(standing, now=now, recover_over_s=ladder.recover_over_s, first_share=ladder.first_share)
-            if part.value < 1.0 and self._draw() >= part.value:
+            if part.value < 1.0 and self.draw() >= part.value:
                 spared.append(rung)
                 passed.append(Passed(model=rung.model, way="returning", reason=f"{rung.model}: {part.reason}"))
             else:
@@ -146,19 +146,27 @@ class LLMPlane:
         self._note(rung, self._standings.get(rung.key, Standing()), "away")
 
     async def take_out(self, rung: Rung, *, kind: str, reason: str) -> None:
-        """Disable an endpoint for a while, with every model behind it: its key or its account is refused."""
+        """Disable an endpoint for a while, with every model behind it: its key or its account is refused.
+
+        Calls that were under way together are refused together: the first of them does it for all.
+        """
+        now = self.clock.monotonic()
+        if now - self._taken_out.get(rung.endpoint_name, float("-inf")) < TAKEN_OUT_EVERY_S:
+            return
+        self._taken_out[rung.endpoint_name] = now
         log.error(
             "llm.endpoint_disabled", endpoint=rung.endpoint_name, for_s=rung.endpoint.disabled_s, cause=reason,
             hint="after repair: fleet llm close",
         )  # fmt: skip
         metrics.ALERTS.labels(rung.endpoint_name, kind).inc()
-        keys = {rung.key} | {key for key, model in self.keys() if model.endpoint == rung.endpoint_name}
-        for key in sorted(keys):
-            await self.gate.disable(key, reason=reason, for_s=rung.endpoint.disabled_s)
+        keys = [key for key, endpoint in self.config.every_key().items() if endpoint == rung.endpoint_name]
+        await asyncio.gather(*(self._disable(key, reason, for_s=rung.endpoint.disabled_s) for key in keys))
 
-    def keys(self) -> list[tuple[str, Model]]:
-        """Every configured model under the key of its breaker."""
-        return [(self.config.key(name), model) for name, model in self.config.models.items()]
+    async def _disable(self, key: str, reason: str, *, for_s: float) -> None:
+        try:
+            await self.gate.disable(key, reason=reason, for_s=for_s)
+        except Transient as error:  # done here; the fleet finds out at its own first call
+            log.warning("llm.disabled_here_alone", key=key, cause=error.message)
 
     def aside(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that nobody waits for, unless too much of it is under way."""
@@ -175,7 +183,7 @@ class LLMPlane:
 
     async def publish(self, redis: Redis) -> None:
         """Tell operators: gauges of every model, spending, and the configuration."""
-        for key, _ in self.keys():
+        for key in self.config.every_key():
             show(await self.gate.stats(key))
         if await self.book.flush(redis):
             with suppress(RedisError, OSError, TimeoutError):

@@ -19,6 +19,7 @@ def adapter_knobs(endpoint: Endpoint, *, key: SecretStr) -> LLMKnobs:
     times = endpoint.timeouts
     return LLMKnobs(
         base_url=endpoint.base_url,
+        dialect=endpoint.dialect,
         api_key=key,
         connect_timeout_s=times.connect_s,
         read_timeout_s=times.total_s,

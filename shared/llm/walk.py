@@ -8,7 +8,7 @@ from shared.llm.asking import Ask, Asking, fits, share_s
 from shared.llm.call_context import CallContext
 from shared.llm.classify import classify
 from shared.llm.kept_answers import KeptAnswers
-from shared.llm.ladder import Capabilities, Passed, decide, worth_waiting
+from shared.llm.ladder import Capabilities, Passed, decide, spread, worth_waiting
 from shared.llm.messages import ChatReply, ChatRequest, Usage
 from shared.llm.plane import LLMPlane, Rung
 from shared.llm.prices import prompt_tokens
@@ -113,7 +113,9 @@ class Walk:
     def _judged(self, rung: Rung, error: FleetError, *, later: Sequence[Rung]) -> Passed:
         told = error.__cause__ if isinstance(error, RetryLater) and error.__cause__ is not None else error
         outcome = classify(told, usual_s=self._plane.usual_s(rung))
-        wait_s = error.retry_after_s if isinstance(error, RetryLater) else outcome.retry_after_s
+        wait_s = outcome.retry_after_s  # as it was told: what chance made of it decides nothing
+        if wait_s is None and isinstance(error, RetryLater):
+            wait_s = error.retry_after_s
         if outcome.kind == "context_too_long":
             if not any(_is_wider(one, rung) for one in later):
                 raise error
@@ -144,7 +146,8 @@ class Walk:
             usual_wait_s=self._first.endpoint.breaker.recovery_timeout_s,
         )  # fmt: skip
         if wait is not None:
-            raise RetryLater(wait.reason, retry_after_s=wait.retry_after_s)
+            wait_s = spread(wait.retry_after_s, left_s=left_s, draw=self._plane.draw)
+            raise RetryLater(wait.reason, retry_after_s=wait_s)
         is_spent = any(one.way == "budget" for one in self._passed)
         may_look = not self._must_act and not (is_spent and self._policy.when_budget_spent == "L4")
         kept = await self._kept.stale() if may_look else None

@@ -51,6 +51,13 @@ async def test_an_endpoint_of_another_dialect_refuses_the_start(answer: bytes, w
     assert "sk-secret" not in caught.value.message
 
 
+@pytest.mark.parametrize("status", [400, 415, 422])
+async def test_an_endpoint_that_complains_in_plain_words_is_doubtful_and_no_reason_not_to_start(status: int) -> None:
+    async with ChatServer(sends(http(status, b"missing field `model`", content_type="text/plain"))) as server:
+        (warning,) = await check_dialects(configured(server.base_url))
+    assert warning == "endpoint one answers with text/plain that is no JSON object: perhaps it does not speak openai"
+
+
 async def test_an_endpoint_that_is_down_or_refuses_its_key_is_a_warning() -> None:
     (warning,) = await check_dialects(configured("http://127.0.0.1:1/v1"))
     assert warning == "endpoint one cannot be reached at start (ConnectError)"

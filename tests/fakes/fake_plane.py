@@ -16,6 +16,7 @@ from shared.llm.messages import ChatReply, ChatRequest, ToolCall, Usage
 from shared.llm.plane import LLMPlane
 from shared.llm.rules import key_rules
 from shared.resilience.deadline import clamped
+from shared.resilience.exchange import GateStore
 from shared.resilience.gate import Gate
 from shared.resilience.memory_store import MemoryStore
 
@@ -60,6 +61,7 @@ class FakeAdapter:
         self.script: deque[str | ToolCall | FleetError] = deque()
         self.requests: list[ChatRequest] = []
         self.hangs = False
+        self.answer_s = 0.0
         self.is_closed = False
 
     async def chat(self, request: ChatRequest) -> ChatReply:
@@ -69,6 +71,7 @@ class FakeAdapter:
             limit_s = clamped(request.timeout_s or 60.0)
             await asyncio.sleep(limit_s)
             raise LLMTimeout(f"{self.endpoint} gave no complete answer", phase="deadline", limit_s=limit_s)
+        await asyncio.sleep(self.answer_s)
         line = self.script.popleft() if self.script else f"{self.endpoint}: {request.messages[-1].content}"
         if isinstance(line, FleetError):
             raise line
@@ -130,6 +133,7 @@ class PlaneWorld:
         more: str = "",
         breaker: str = "{}",
         retries_before_fallback: int = 1,
+        store: GateStore | None = None,
     ) -> None:
         retry = f"{{base_s: 0.001, retries_before_fallback: {retries_before_fallback}}}"
         text = FILE.replace("RETRY", retry).replace("BREAKER", breaker).replace("MORE", more)
@@ -142,7 +146,7 @@ class PlaneWorld:
         self.draw: Callable[[], float] = random.random
         self.plane = LLMPlane(
             configured,
-            gate=Gate(MemoryStore(), key_rules(configured.config)),
+            gate=Gate(store or MemoryStore(), key_rules(configured.config)),
             adapters={"first": self.first, "second": self.second},
             cache=self.answers,
             clock=self.clock,

@@ -197,7 +197,8 @@ def test_tries_are_counted_over_all_claims() -> None:
         (LLMRateLimited("no", retry_after_s=90), 1, Retry(cap_s=1), 90.0),
         (LLMRateLimited("no", retry_after_s=90), 1, ONCE, None),
         (RetryLater("later", retry_after_s=90), 1, ONCE, 90.0),
-        (RetryLater("later", retry_after_s=90), 100, ONCE, None),
+        (RetryLater("later", retry_after_s=90), 10_000, ONCE, 90.0),
+        (RetryLater("later"), 10_000, ONCE, 1.0),
     ],
 )
 def test_when_a_failure_is_tried_again(error: Exception, tries: int, retry: Retry, wait_s: float | None) -> None:

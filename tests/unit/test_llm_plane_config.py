@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from shared.errors import Misconfigured
-from shared.llm.config_file import NO_KEY, one_endpoint, read_config, read_text
+from shared.llm.config_file import NO_KEY, one_endpoint, read_config, read_text, strangers
 from shared.llm.knobs import LLMKnobs
 from shared.llm.rules import adapter_knobs, key_rules, purses, retry_knobs
 
@@ -120,20 +120,45 @@ def test_every_model_of_every_chain_needs_a_price_under_a_wide_budget(budget: st
     assert "models.small: it needs a price" in refusal(f"{text}{budget}\n")
 
 
-def test_an_agents_own_budget_asks_for_prices_of_its_own_chain_only() -> None:
+def test_an_agents_own_budget_asks_for_the_price_of_every_model_because_a_request_may_name_any() -> None:
     text = GOOD.replace("budgets:\n  day: {money: 10}\n", "").replace(
         ", price: {input_per_million: 0, output_per_million: 0}", ""
     )
-    text = text.replace("default: [big, small]", "default: [big, small]\n  paid: [big]")
-    agents = "agents:\n  scribe: {chain: CHAIN, budget: {money: 5}}\n"
-    read_text(text + agents.replace("CHAIN", "paid"), source="llm.yaml", environment=ENVIRONMENT)
-    assert "agents.scribe.budget bounds money" in refusal(text + agents.replace("CHAIN", "default"))
+    text = text.replace("default: [big, small]", "default: [big]")
+    read_text(text, source="llm.yaml", environment=ENVIRONMENT)
+    said = refusal(text + "agents:\n  scribe: {run_budget: {money: 5}}\n")
+    assert "line 10, models.small: it needs a price (0 if it is free): agents.scribe.run_budget bounds money" in said
+
+
+def test_a_budget_in_money_and_models_that_nobody_listed_do_not_go_together() -> None:
+    said = refusal(changed("currency: EUR", "unlisted_models: true"))
+    assert "line 2, unlisted_models: a model that is not listed has no price, and budgets.day bounds money" in said
+    read_text(
+        changed("currency: EUR", "unlisted_models: true").replace("money", "tokens"),
+        source="x",
+        environment=ENVIRONMENT,
+    )
+
+
+def test_one_model_under_two_names_is_refused_for_its_breaker_and_limits_would_be_one() -> None:
+    said = refusal(changed("endpoint: second", "endpoint: first, name: big-2"))
+    assert "line 10, models.small: it is big once more: the same name at the same endpoint" in said
+
+
+def test_the_policy_of_an_agent_that_is_not_there_is_a_warning_with_what_was_perhaps_meant() -> None:
+    text = changed("currency: EUR", "agents: {summarize: {cache: never}, chat: {cache: never}}")
+    config = read_text(text, source="x", environment=ENVIRONMENT).config
+    assert list(strangers(config, agents=("chat", "summarise"))) == [
+        "agents.summarize: no agent of that name is loaded here; did you mean summarise?"
+    ]
 
 
 def test_a_chain_whose_models_fail_together_is_a_warning() -> None:
     same_host = changed("http://10.0.0.7:8000/v1", "https://api.one.example/other/v1")
     (warning,) = read_text(same_host, source="llm.yaml", environment=ENVIRONMENT).warnings
     assert warning == "chain default: big and small fail together (failure domain api.one.example)"
+    other_port = changed("http://10.0.0.7:8000/v1", "https://api.one.example:8443/v1")
+    assert read_text(other_port, source="llm.yaml", environment=ENVIRONMENT).warnings == (warning,)
     same_key = changed(
         "base_url: http://10.0.0.7:8000/v1", "base_url: http://b.example/v1\n    api_key: {env: ONE_KEY}"
     )
@@ -164,9 +189,13 @@ def test_anchors_and_merges_are_understood_and_still_checked() -> None:
 
 
 def test_without_a_file_the_one_endpoint_of_the_environment_is_the_whole_plane() -> None:
-    knobs = LLMKnobs(base_url="http://127.0.0.1:9/v1", model="tiny", api_key=SecretStr("sk-x"), total_timeout_s=7.0)
+    knobs = LLMKnobs(
+        base_url="http://127.0.0.1:9/v1", model="tiny", api_key=SecretStr("sk-x"), total_timeout_s=7.0,
+        dialect="anthropic",
+    )  # fmt: skip
     read = one_endpoint(knobs)
     assert (read.config.chain("chat"), read.config.key("tiny")) == (("tiny",), "127.0.0.1-9:tiny")
+    assert read.config.endpoints["127.0.0.1-9"].dialect == "anthropic"
     made = adapter_knobs(read.config.endpoints["127.0.0.1-9"], key=read.keys["127.0.0.1-9"])
     kept = {one.name for one in fields(LLMKnobs)} - {"config", "model", "read_timeout_s", "max_tokens"}
     assert {name for name in kept if getattr(made, name) != getattr(knobs, name)} == set()

@@ -1,8 +1,10 @@
 """The ladder decided purely: every vector of capabilities has a level, an action and its reasons."""
 
+from dataclasses import replace
+
 import pytest
 
-from shared.llm.ladder import LEVELS, Capabilities, Level, Passed, decide, worst, worth_waiting
+from shared.llm.ladder import LEVELS, Capabilities, Level, Passed, decide, spread, worst, worth_waiting
 from shared.llm.recovery import Share, Standing, observed, share
 
 DOWN = Passed(model="big", way="down", reason="big: it hung up", retry_after_s=20.0)
@@ -72,6 +74,23 @@ def test_nobody_waits_longer_than_the_agents_patience_or_the_deadline() -> None:
     assert waiting(BUSY, patience_s=10.0) is None
     assert waiting(BUSY, left_s=12.0) is None
     assert waiting(BUSY, left_s=12.5) == 12.0
+
+
+def test_a_queue_of_exactly_the_agents_patience_is_waited_for_whatever_rounding_made_of_it() -> None:
+    assert waiting(replace(BUSY, retry_after_s=60.000_000_3)) == 60.000_000_3
+    assert waiting(replace(BUSY, retry_after_s=61.0)) is None
+
+
+def test_a_wait_is_stretched_by_chance_within_the_deadline() -> None:
+    waits = [spread(50.0, left_s=None, draw=lambda one=one: one) for one in (0.0, 0.5, 1.0)]  # type: ignore[misc]
+    assert waits == pytest.approx([50.0, 52.5, 55.0])
+    assert spread(50.0, left_s=54.0, draw=lambda: 1.0) == 50.0
+
+
+def test_models_that_are_down_are_not_asked_for_every_second_however_soon_their_breakers_say() -> None:
+    probing = replace(DOWN, retry_after_s=0.4)
+    assert waiting(probing, when_down="wait") == 10.0
+    assert waiting(probing, DOWN, when_down="wait") == 10.0
 
 
 def test_an_agent_that_would_rather_wait_is_put_back_until_a_model_is_due() -> None:

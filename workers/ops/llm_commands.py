@@ -129,16 +129,18 @@ async def facts(desk: Desk, *, tenant: str | None = None) -> dict[str, Any]:
 
     now = datetime.now(UTC)
     book = await spent(desk.redis, now.date())
+    names = {desk.config.key(name): name for name in desk.config.models}
     models = []
-    for name, model in desk.config.models.items():
-        key = desk.config.key(name)
-        page = book.get(key, Spending())
+    for key, endpoint in desk.config.every_key().items():
+        name, page, stats = names.get(key), book.get(key, Spending()), await desk.gate.stats(key)
+        if name is None and not page.calls and not stats.total_calls and stats.state == "closed":
+            continue  # nobody has named a model that is not listed
+        places = {one: chain.index(name) + 1 for one, chain in desk.config.chains.items() if name in chain}
+        limits = {} if name is None else desk.config.models[name].limits.model_dump(exclude_none=True)
         models.append(
             {
-                "model": name, "endpoint": model.endpoint,
-                "chains": {one: chain.index(name) + 1 for one, chain in desk.config.chains.items() if name in chain},
-                "limits": model.limits.model_dump(exclude_none=True),
-                **(await desk.gate.stats(key)).as_dict(),
+                "model": name or "any other", "endpoint": endpoint, "chains": places, "limits": limits,
+                **stats.as_dict(),
                 "spent_today": {"calls": page.calls, "input_tokens": page.input_tokens,
                                 "output_tokens": page.output_tokens, "money": round(page.money, 6)},
             }
@@ -159,10 +161,10 @@ def keys_of(config: "LLMConfig", target: str) -> list[str]:
     """The keys that an operator means. Raises: BadInput, naming what there is."""
     keys = {name: config.key(name) for name in config.models}
     if target in config.endpoints:
-        return sorted({key for name, key in keys.items() if config.models[name].endpoint == target})
+        return sorted(key for key, endpoint in config.every_key().items() if endpoint == target)
     if target in keys:
         return [keys[target]]
-    if target in keys.values():
+    if target in config.every_key():
         return [target]
     raise BadInput(
         f"no endpoint or model is named {target}; there are: {', '.join([*config.endpoints, *config.models])}",
