@@ -6,35 +6,37 @@
     client.submit("chat", {"message": "hi"}, tx=session)          # in the producer's own transaction
     client.submit("report", priority="batch", delay_s=3600)       # later, behind everything else
     print(task.result(timeout_s=60))
+    with client.unit() as session: …                              # the fleet's own database, on the node that will do
     client.signal(task.id, "approval", {"by": "ann"}); client.cancel(task.id)
 
 A task is accepted when PostgreSQL or RabbitMQ has it on disk. The names without `a` run the same coroutines on a loop
 of the client's own, so there is one implementation.
 """
 
-import asyncio
-import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
-import structlog
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 
-from shared.broker.publisher import Publisher
 from shared.contracts import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_TENANT,
     Priority,
     TaskMessage,
 )
+from shared.db import carriage
 from shared.db.database import Database
-from shared.errors import BadInput, DatabaseUnavailable, TaskCancelled, TaskFailed
+from shared.db.decide import Consistency, Mode, Wish
+from shared.db.sessions import SyncReadSession, SyncWriteSession
+from shared.db.tokens import CausalToken
+from shared.errors import BadInput, TaskCancelled, TaskFailed
+from shared.ledger.doors import Doors
 from shared.ledger.helm import Helm, OnChange
 from shared.ledger.intake import Intake, is_later
 from shared.ledger.knobs import LedgerKnobs
@@ -43,11 +45,8 @@ from shared.ledger.replaying import Preview
 from shared.ledger.rows import TaskView, accept_statement
 from shared.ledger.sealed_input import open_message, seal_message
 from shared.ledger.vault import OUTPUT, Vault
-from shared.ledger.views import finished, latest, state_of, task_of
-from shared.resilience.portal import Portal
+from shared.ledger.views import finished, latest, task_of
 from shared.settings import Settings, load
-
-log = structlog.get_logger()
 
 Transaction = Session | Connection | AsyncSession | AsyncConnection | scoped_session[Any]
 AcceptedBy = Literal["ledger", "broker", "transaction"]
@@ -55,10 +54,6 @@ T = TypeVar("T")
 
 HOOK_DISPATCH_S = 1.0
 """Seconds until the keeper publishes a task of a producer's transaction, should the commit hook not have done it."""
-VISIBLE_TRIES_S = (0.0, 0.02, 0.1, 0.5)
-"""Waits between looks for a committed row after a producer's commit."""
-HOOKS_WITHIN_S = 2.0
-"""Seconds that a closing client gives its commit hooks to publish; what they leave, the keeper publishes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +92,14 @@ class FleetClient:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or load()
         self._vault = Vault(self._settings.ledger.master_keys)
-        self._publisher = Publisher(self._settings.broker)
-        self._doors: WeakKeyDictionary[asyncio.AbstractEventLoop, Intake] = WeakKeyDictionary()
-        self._portal = Portal()
-        self._pid = os.getpid()
+        self._doors = Doors(self._settings.db, self._settings.ledger, self._settings.broker)
 
     def submit(
         self, agent: str, input: Mapping[str, Any] | None = None, *, session: str | None = None,
         tenant: str = DEFAULT_TENANT, idempotency_key: str | None = None, deadline_s: float | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS, priority: Priority = "normal", available_at: datetime | None = None,
         delay_s: float | None = None, tx: Session | Connection | scoped_session[Any] | None = None,
+        token: CausalToken | str | None = None,
     ) -> SubmittedTask:  # fmt: skip
         """Hand a task to the fleet.
 
@@ -120,13 +113,14 @@ class FleetClient:
             priority: `interactive`, `normal` or `batch`: which queue it stands in.
             available_at, delay_s: When it may start: a time with its zone, or seconds from now.
             tx: The caller's own SQLAlchemy session or connection: the task exists if, and only if, it commits.
+            token: What its reads must not miss, beside what this thread or task has written and seen.
 
         Raises: BadInput naming the field; TooLarge; PromptTooLong; UnknownAgent; NotAccepted when neither PostgreSQL
             nor RabbitMQ took it.
         """
         message = self._message(
             agent, input, session=session, tenant=tenant, idempotency_key=idempotency_key, deadline_s=deadline_s,
-            max_attempts=max_attempts, priority=priority, available_at=available_at, delay_s=delay_s,
+            max_attempts=max_attempts, priority=priority, available_at=available_at, delay_s=delay_s, token=token,
         )  # fmt: skip
         if tx is None:
             return self._wait(self._asubmit(message))
@@ -142,11 +136,12 @@ class FleetClient:
         tenant: str = DEFAULT_TENANT, idempotency_key: str | None = None, deadline_s: float | None = None,
         max_attempts: int = DEFAULT_MAX_ATTEMPTS, priority: Priority = "normal", available_at: datetime | None = None,
         delay_s: float | None = None, tx: AsyncSession | AsyncConnection | None = None,
+        token: CausalToken | str | None = None,
     ) -> SubmittedTask:  # fmt: skip
         """Hand a task to the fleet; see `submit`."""
         message = self._message(
             agent, input, session=session, tenant=tenant, idempotency_key=idempotency_key, deadline_s=deadline_s,
-            max_attempts=max_attempts, priority=priority, available_at=available_at, delay_s=delay_s,
+            max_attempts=max_attempts, priority=priority, available_at=available_at, delay_s=delay_s, token=token,
         )  # fmt: skip
         if tx is None:
             return await self._asubmit(message)
@@ -277,6 +272,28 @@ class FleetClient:
         forked = await self._helm().fork(task_id, from_step)
         return SubmittedTask(forked.id, forked.agent, "ledger", self)
 
+    @overload
+    def unit(
+        self, *, mode: Literal["rw"] = "rw", consistency: Literal["primary"] = "primary"
+    ) -> AbstractContextManager[SyncWriteSession]: ...
+
+    @overload
+    def unit(
+        self, *, mode: Literal["ro"], consistency: Consistency = "primary", max_staleness_s: float | None = None,
+        token: CausalToken | str | None = None,
+    ) -> AbstractContextManager[SyncReadSession]: ...  # fmt: skip
+
+    def unit(
+        self, *, mode: Mode = "rw", consistency: Consistency = "primary", max_staleness_s: float | None = None,
+        token: CausalToken | str | None = None,
+    ) -> AbstractContextManager[Any]:  # fmt: skip
+        """A SQLAlchemy session for a thread, on one connection to one node of the fleet's database.
+
+        Commits at the end of `rw`; a `submit(…, tx=session)` inside is part of it. See `Database.unit` for the rest:
+        what each consistency may see, and what is raised. What follows in this thread reads at least as fresh.
+        """
+        return self._doors.units.unit(Wish.checked(mode, consistency, max_staleness_s), token)
+
     def operate(self, work: Callable[[Database], Awaitable[T]]) -> T:
         """Run an operator's work (limits, schedules, dead letters, invariants) on this client's database."""
 
@@ -294,16 +311,11 @@ class FleetClient:
 
     def close(self) -> None:
         """Send what waits and close the connections that sync calls opened."""
-        if self._portal.is_running:
-            self._wait(self._aclose_here())
-        self._portal.stop()
-        self._publisher.close()
+        self._doors.close()
 
     async def aclose(self) -> None:
         """Close the connections that this event loop opened."""
-        door = self._doors.pop(asyncio.get_running_loop(), None)
-        if door is not None:
-            await door.close()
+        await self._doors.aclose()
 
     @property
     def ledger(self) -> LedgerKnobs:
@@ -322,8 +334,11 @@ class FleetClient:
     def _helm(self) -> Helm:
         return Helm(self._door(), self.ledger, redis_url=self._settings.memory.redis_url, vault=self._vault)
 
-    def _message(self, agent: str, input: Mapping[str, Any] | None, **how: Any) -> TaskMessage:
-        return new_message(agent, input, max_bytes=self.ledger.input_max_bytes, **how)
+    def _message(
+        self, agent: str, input: Mapping[str, Any] | None, *, token: CausalToken | str | None, **how: Any
+    ) -> TaskMessage:
+        message = new_message(agent, input, max_bytes=self.ledger.input_max_bytes, **how)
+        return replace(message, token=carriage.onward(None if token is None else str(token)))
 
     async def _acheck(self, message: TaskMessage) -> bool:
         """Check the input of a task that a producer's transaction inserts; returns whether it is to be held."""
@@ -341,39 +356,11 @@ class FleetClient:
         """Publish once the caller's transaction is seen to be committed, whoever commits it."""
         hook = "after_commit" if isinstance(tx, Session) else "commit"
         if not is_held and not is_later(message):
-            spawn = self._portal.spawn
-            event.listen(tx, hook, lambda *_: spawn(lambda: self._apublish_when_visible(message)), once=True)
+            event.listen(tx, hook, lambda *_: self._doors.publish_later(message), once=True)
         return SubmittedTask(message.id, message.agent, "transaction", self)
 
-    async def _aclose_here(self) -> None:
-        await self._portal.settled(HOOKS_WITHIN_S)  # before the connections that they use
-        await self.aclose()
-
-    async def _apublish_when_visible(self, message: TaskMessage) -> None:
-        for wait_s in VISIBLE_TRIES_S:
-            await asyncio.sleep(wait_s)
-            try:
-                if await state_of(self._database, message.id) is not None:
-                    door = self._door()
-                    await door.confirmed(message.id, door.publish(message))
-                    return
-            except DatabaseUnavailable:
-                return
-        log.info("client.left_to_keeper", task_id=str(message.id))
-
     def _door(self) -> Intake:
-        loop = asyncio.get_running_loop()
-        door = self._doors.get(loop)
-        if door is None:
-            door = self._doors[loop] = Intake(self._settings.db, self._settings.ledger, self._publisher)
-        return door
+        return self._doors.here()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        if os.getpid() != self._pid:  # forked (gunicorn, uWSGI): threads and sockets stayed with the parent
-            self._pid = os.getpid()
-            self._publisher, self._portal, self._doors = (
-                Publisher(self._settings.broker),
-                Portal(),
-                WeakKeyDictionary(),
-            )
-        return self._portal.run(work)
+        return self._doors.wait(work)

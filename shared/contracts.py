@@ -28,6 +28,8 @@ TASK_PREFIX = "agents."
 DEFAULT_TENANT = "default"
 DEFAULT_MAX_ATTEMPTS = 3
 CONTENT_TYPE: Literal["application/json"] = "application/json"
+CAUSAL_HEADER = "wt"
+"""The message header that says which writes the task's reads must not miss; see `shared/db/carriage.py`."""
 
 _KEYED_TASKS = uuid5(NAMESPACE_URL, "agent-fleet:idempotency-key")
 _TICKS = uuid5(NAMESPACE_URL, "agent-fleet:schedule")
@@ -75,6 +77,14 @@ class Headers(BaseModel):
     id: UUID = Field(description="The task's id, in Celery, in Flower and in the ledger.")
     lang: str = "py"
     fleet: FleetHeader = FleetHeader()
+    wt: Any = Field(
+        None, description="A causal token: the task's reads see what its producer had written. Unreadable: ignored."
+    )
+
+    @property
+    def token(self) -> str | None:
+        """`wt` if it is text at all."""
+        return self.wt if isinstance(self.wt, str) else None
 
 
 class Properties(BaseModel):
@@ -105,6 +115,8 @@ class TaskMessage:
     args: tuple[Any, ...] = ()
     id: UUID = field(default_factory=uuid4)
     fleet: FleetHeader = field(default_factory=FleetHeader)
+    token: str | None = None
+    """A causal token as text, a stranger's word: a hint that is lost where the ledger alone remembers the task."""
 
     @property
     def queue(self) -> str:
@@ -124,6 +136,7 @@ class TaskMessage:
             "retries": 0, "timelimit": [None, None], "eta": None, "expires": None, "shadow": None,
             "ignore_result": True, "argsrepr": "()", "kwargsrepr": f"{{{', '.join(sorted(self.kwargs))}}}",
             "fleet": self.fleet.model_dump(mode="json", exclude_none=True),
+            **({CAUSAL_HEADER: self.token} if self.token is not None else {}),
         }  # fmt: skip
 
     def wire_body(self) -> bytes:
@@ -189,7 +202,9 @@ def parse(headers: Mapping[str, Any] | None, body: bytes | str) -> TaskMessage:
         raise BadMessage("the body is not JSON of the form [args, kwargs, embed]") from None
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise BadMessage("the body must be [array of inputs, object of inputs, embed]")
-    return TaskMessage(fields.task.removeprefix(TASK_PREFIX), kwargs, tuple(args), fields.id, fields.fleet)
+    return TaskMessage(
+        fields.task.removeprefix(TASK_PREFIX), kwargs, tuple(args), fields.id, fields.fleet, fields.token
+    )
 
 
 def parse_headers(headers: Mapping[str, Any] | None) -> Headers:

@@ -1,13 +1,18 @@
 """The Celery app of a worker: stock Celery, with every setting that could lose or repeat work pinned."""
 
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from celery import Celery
+from celery.signals import before_task_publish
 
 from shared.broker.connection import transport_options
 from shared.broker.knobs import BrokerKnobs
 from shared.broker.topology import task_queues
-from shared.contracts import QUEUE
+from shared.contracts import CAUSAL_HEADER, QUEUE, TASK_PREFIX
+
+Onward = Callable[[object], str | None]
+"""What the header `wt` of a message is to be, from what it is (None: it has none)."""
 
 
 def celery_settings(knobs: BrokerKnobs) -> dict[str, Any]:
@@ -51,8 +56,30 @@ def celery_settings(knobs: BrokerKnobs) -> dict[str, Any]:
     }
 
 
-def make_app(name: str, knobs: BrokerKnobs) -> Celery:
-    """A Celery app that speaks to the fleet's broker."""
+def make_app(name: str, knobs: BrokerKnobs, *, onward: Onward | None = None) -> Celery:
+    """A Celery app that speaks to the fleet's broker.
+
+    Args:
+        onward: `shared.db.carriage.onward`, to have tasks see what this process has written; see `carry_tokens`.
+    """
     app = Celery(name)
     app.conf.update(celery_settings(knobs))
+    if onward is not None:
+        carry_tokens(onward)
     return app
+
+
+def carry_tokens(onward: Onward) -> None:
+    """Send a causal token with every agent's task that this process publishes through Celery, by whichever app.
+
+    Also with a task that is sent again (`retry`, a forward): Celery keeps its headers, and the larger token stays.
+    """
+
+    def carry(sender: str = "", headers: MutableMapping[str, Any] | None = None, **_: Any) -> None:
+        if headers is None or not sender.startswith(TASK_PREFIX):
+            return
+        token = onward(headers.get(CAUSAL_HEADER))
+        if token is not None:
+            headers[CAUSAL_HEADER] = token
+
+    before_task_publish.connect(carry, weak=False, dispatch_uid="fleet-causal-tokens")

@@ -16,7 +16,9 @@ from uuid import UUID
 import psycopg
 import structlog
 
+from shared.db import carriage
 from shared.db.database import Database
+from shared.db.tokens import CausalToken
 from shared.errors import BadInput, DatabaseUnavailable, Fenced, FleetError
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.statements import KINDS, Kind, batch_statement
@@ -45,12 +47,14 @@ class Written:
     Attributes:
         state: The task's or the step's state from now on.
         crowded: Tenants of the batch whose next tasks shall be held in the ledger (after an `accept`).
+        token: Where in the log all lies that was committed before (after a `claim`, where there are several nodes).
     """
 
     epoch: int
     attempt: int
     state: str
     crowded: frozenset[str] = frozenset()
+    token: CausalToken | None = None
 
 
 @dataclass(slots=True)
@@ -208,8 +212,9 @@ class GroupCommit:
         parameters["again"] = again
         async with asyncio.timeout(self._database.knobs.statement_timeout_s + 5):
             cursor = await self._connection.execute(
-                statement_of(kinds, fenced=self._worker is not None), parameters, prepare=True
-            )
+                statement_of(kinds, fenced=self._worker is not None, marks_place=self._database.router is not None),
+                parameters, prepare=True,
+            )  # fmt: skip
             answer = await cursor.fetchall()
         self.batches += 1
         self.writes += len(batch)
@@ -217,10 +222,11 @@ class GroupCommit:
 
     def _answer(self, batch: list[_Write], answer: list[tuple[Any, ...]]) -> None:
         crowded = frozenset(row[6] for row in answer if row[0] == "crowd")
+        token = next((self._token(row[6], row[2]) for row in answer if row[0] == "place"), None)
         written: dict[Key, Written] = {
-            (row[0], row[1], row[2], row[3]): Written(row[4], row[5], row[6], crowded)
+            (row[0], row[1], row[2], row[3]): Written(row[4], row[5], row[6], crowded, token)
             for row in answer
-            if row[0] != "crowd"
+            if row[0] not in ("crowd", "place")
         }
         is_fenced = self._worker is not None and ("fence", self._worker, None, 0) not in written
         for write in batch:
@@ -230,6 +236,10 @@ class GroupCommit:
                 write.done.set_exception(Fenced("this worker was declared dead; its runs belong to others now"))
             else:
                 write.done.set_result(written.get(write.key))
+
+    def _token(self, position: str, wal_file: str) -> CausalToken | None:
+        router = self._database.router
+        return None if router is None else carriage.minted(position, wal_file, system_id=router.cluster.system_id)
 
     def _fail(self, batch: list[_Write], error: FleetError) -> None:
         for write in batch:

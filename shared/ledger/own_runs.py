@@ -6,6 +6,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from shared.db.database import Database
+from shared.db.tokens import carrying
 from shared.ledger.poll import Polled
 from shared.ledger.rows import message_of
 from shared.ledger.runs import Claim
@@ -27,6 +28,7 @@ async def overlooked(database: Database, worker: UUID, *, known: Collection[UUID
     A poll whose answer was lost with its connection leaves such: they are its own to run. A claim whose answer is on
     its way looks the same, so only what is found twice counts.
     """
-    async with database.unit(mode="ro") as unit:
-        rows = (await unit.execute(text(OVERLOOKED), {"worker": worker, "known": list(known)})).all()
-    return [Polled(Claim(row.id, row.epoch, row.attempt), message_of(row)) for row in rows]
+    with carrying(None) as trail:
+        async with database.unit() as unit:  # not `ro`: only the end of a writing unit is a token for these runs
+            rows = (await unit.execute(text(OVERLOOKED), {"worker": worker, "known": list(known)})).all()
+    return [Polled(Claim(row.id, row.epoch, row.attempt, trail.token), message_of(row)) for row in rows]

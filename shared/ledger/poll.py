@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from shared.contracts import Priority, TaskMessage
 from shared.db.database import Database
+from shared.db.tokens import carrying
 from shared.ledger.rows import message_of
 from shared.ledger.runs import Claim
 
@@ -80,6 +81,7 @@ async def poll_lost(
 
 
 async def _poll(database: Database, statement: str, values: Mapping[str, object]) -> list[Polled]:
-    async with database.unit() as unit:
-        rows = (await unit.execute(text(statement), values)).all()
-    return [Polled(Claim(row.id, row.epoch, row.attempt), message_of(row)) for row in rows]
+    with carrying(None) as trail:
+        async with database.unit() as unit:
+            rows = (await unit.execute(text(statement), values)).all()
+    return [Polled(Claim(row.id, row.epoch, row.attempt, trail.token), message_of(row)) for row in rows]

@@ -1,12 +1,13 @@
 """One worker's hold on the ledger: claim, journal, finish, suspend, hand back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
 from shared.contracts import TaskMessage
 from shared.db.database import Database
+from shared.db.tokens import CausalToken
 from shared.errors import BadInput, Fenced, FleetError
 from shared.ledger.ancestry import Ancestor, ancestors
 from shared.ledger.awaited import (
@@ -36,6 +37,8 @@ class Claim:
     task_id: UUID
     epoch: int
     attempt: int
+    token: CausalToken | None = field(default=None, compare=False)
+    """All that was committed before the claim; None where there is one node."""
 
 
 class Runs:
@@ -68,7 +71,7 @@ class Runs:
         written = await self._commit.write("claim", ("claim", message.id, None, 0), row)
         if written is None or written.state != "running":
             return None
-        return Claim(message.id, written.epoch, written.attempt)
+        return Claim(message.id, written.epoch, written.attempt, written.token)
 
     async def journal(self, claim: Claim, *, on_change: OnChange = "pause") -> Journal:
         """The run's journal, with the completed steps of its earlier claims.

@@ -141,12 +141,13 @@ PARTS: dict[Kind, str] = {
 }
 
 
-def batch_statement(kinds: tuple[Kind, ...], *, fenced: bool) -> str:
+def batch_statement(kinds: tuple[Kind, ...], *, fenced: bool, marks_place: bool = False) -> str:
     """One statement that runs these parts together.
 
     Args:
         kinds: Which parts, in the order of KINDS.
         fenced: Whether a worker writes; its row is then locked for the length of the statement.
+        marks_place: Whether claims ask where in the log all lies that was committed before them.
 
     Returns: SQL that yields rows (kind, id, name, ordinal, epoch, attempt, state); first `('fence', …)` where the
         fence held. After an `accept` also `('crowd', …)` per tenant that has more than its share on the queue.
@@ -160,9 +161,16 @@ def batch_statement(kinds: tuple[Kind, ...], *, fenced: bool) -> str:
         reads.append(f"SELECT 'suspend' AS kind, id, {nothing.replace('0 AS epoch', 'epoch')}, state FROM ({DONE}) d")
     if "accept" in kinds:
         reads.append(f"SELECT 'crowd' AS kind, NULL::uuid AS id, {nothing}, x.tenant FROM ({CROWD}) x")
+    if marks_place and "claim" in kinds:
+        reads.append(PLACE)
     return f"WITH {', '.join(parts)} {' UNION ALL '.join(reads)}"
 
 
+PLACE = """
+    SELECT 'place' AS kind, NULL::uuid AS id, pg_walfile_name(pg_current_wal_lsn()) AS name, 0 AS ordinal, 0 AS epoch,
+           0 AS attempt, pg_current_wal_flush_lsn()::text AS state
+    FROM (SELECT count(*) FROM done_claim) AS claimed"""
+"""After the claims, which may have waited for another's commit: what they saw is on disk by then, and before this."""
 DONE = """
     SELECT t.id, x.epoch, CASE WHEN t.epoch = x.epoch + 1 THEN t.state ELSE 'queued' END AS state
     FROM fence, json_to_recordset(%(suspend)s::json) AS x(id uuid, epoch int) JOIN tasks t ON t.id = x.id

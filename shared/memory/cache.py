@@ -5,17 +5,19 @@ import json
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import cast
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from shared.db import tokens
+from shared.db.tokens import CausalToken
 from shared.errors import SessionUnavailable
 from shared.llm.messages import Message
+from shared.memory.context import token_key
 from shared.memory.knobs import MemoryKnobs
-from shared.memory.ports import StoredMessage
+from shared.memory.ports import Cached, StoredMessage
 
 COMPLETE = b"complete"
 DROP_AT_ONCE = 500
@@ -49,31 +51,38 @@ class RedisCache:
         self._knobs = knobs or MemoryKnobs()
         self._push = redis.register_script((files("shared.memory") / "push.lua").read_text("utf-8"))
 
-    async def read(self, key: str) -> tuple[StoredMessage, ...] | None:
-        """One ZRANGE; an entry that this version cannot read is dropped. See `SessionCache.read`."""
+    async def read(self, key: str) -> Cached:
+        """One round trip; an entry that this version cannot read is dropped. See `SessionCache.read`."""
         async with self._available():
             try:
-                members = cast(list[bytes], await self._redis.zrange(key, 0, -1))
+                async with self._redis.pipeline(transaction=False) as both:
+                    # The token last: one that is newer than the messages harms nobody.
+                    both.zrange(key, 0, -1)
+                    both.get(token_key(key))
+                    members, text = await both.execute()
+                token = tokens.parse(text.decode("ascii", "replace")) if text else None
                 if not members or members[0] != COMPLETE:
-                    return None
-                return tuple(_stored(member) for member in members[1:])
+                    return Cached(None, token)
+                return Cached(tuple(_stored(member) for member in members[1:]), token)
             except (ResponseError, ValueError, KeyError, TypeError):  # another type or shape: written by other hands
-                await self._redis.unlink(key)
-                return None
+                await self._redis.unlink(key, token_key(key))
+                return Cached()
 
-    async def push(self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool) -> None:
+    async def push(
+        self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool, token: CausalToken | None = None
+    ) -> None:
         """One script. See `SessionCache.push`."""
         if not stored and not is_fill:
             return
-        arguments: list[str | int] = [self._knobs.ttl_s, self._knobs.context_messages, int(is_fill)]
+        arguments: list[str | int] = [self._knobs.ttl_s, self._knobs.context_messages, int(is_fill), str(token or "")]
         for one in stored:
             arguments += [one.id, json.dumps({"id": one.id, **one.message.to_json()})]
         async with self._available():
-            await self._push(keys=[key], args=arguments)
+            await self._push(keys=[key, token_key(key)], args=arguments)
 
     async def drop(self, keys: Collection[str]) -> None:
         """UNLINK, a few hundred at once. See `SessionCache.drop`."""
-        names = list(keys)
+        names = [name for key in keys for name in (key, token_key(key))]
         async with self._available():
             for start in range(0, len(names), DROP_AT_ONCE):
                 await self._redis.unlink(*names[start : start + DROP_AT_ONCE])

@@ -18,6 +18,11 @@ def session_key(tenant: str, session_id: str) -> str:
     return f"ctx:{_escaped(tenant)}:{_escaped(session_id)}"
 
 
+def token_key(key: str) -> str:
+    """Where the causal token of a session is kept: `wt:…` beside `ctx:…`."""
+    return f"wt:{key.removeprefix('ctx:')}"
+
+
 def bounded(messages: Sequence[Message], *, limit: int, characters: int) -> tuple[Message, ...]:
     """The newest messages that fit, oldest first.
 

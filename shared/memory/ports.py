@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from shared.db.tokens import CausalToken
 from shared.llm.messages import Message
 
 
@@ -47,27 +48,48 @@ class SessionTruth(Protocol):
     async def latest(self, tenant: str, session_id: str, *, limit: int, characters: int) -> tuple[StoredMessage, ...]:
         """The newest `limit` messages, oldest first, each cut to its first `characters` unless it is sealed.
 
-        Raises: DatabaseUnavailable.
+        At least what the work under way has written and seen; without such a token, all that there is.
+
+        Raises: DatabaseUnavailable; ReplicaStale.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """What the cache knows of a session."""
+
+    messages: tuple[StoredMessage, ...] | None = None
+    """Oldest first; None unless the entry is known to be complete."""
+    token: CausalToken | None = None
+    """What a read of the truth must not miss to have all messages; None: nobody knows."""
 
 
 class SessionCache(Protocol):
     """A copy of recent messages, one entry per session; may forget everything at any time."""
 
-    async def read(self, key: str) -> tuple[StoredMessage, ...] | None:
-        """What is cached, oldest first; None unless the entry is known to be complete.
+    async def read(self, key: str) -> Cached:
+        """What is cached.
 
         Raises: SessionUnavailable.
         """
 
-    async def push(self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool) -> None:
-        """Merge messages into the entry, by id; a fill also declares the entry complete and restarts its time to live.
+    async def push(
+        self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool, token: CausalToken | None = None
+    ) -> None:
+        """Merge messages into the entry, by id, and the token into its token, by max.
+
+        A fill declares the entry complete instead, and restarts its time to live: unless messages have been pushed
+        that a read as fresh as `token` may have missed.
+
+        Args:
+            token: Where the messages were written, None: nobody knows; of a fill what the read was sure to see, None:
+                everything.
 
         Raises: SessionUnavailable.
         """
 
     async def drop(self, keys: Collection[str]) -> None:
-        """Forget entries.
+        """Forget entries and their tokens.
 
         Raises: SessionUnavailable.
         """

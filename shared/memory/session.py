@@ -7,11 +7,13 @@ from uuid import UUID
 import structlog
 
 from shared.clock import Clock, SystemClock
+from shared.db import tokens
+from shared.db.tokens import CausalToken
 from shared.errors import SealBroken, SealKeyUnknown, SessionUnavailable
 from shared.llm.messages import Message, clean_text
 from shared.memory.context import bounded, session_key
 from shared.memory.knobs import MemoryKnobs
-from shared.memory.ports import SEALED_TEXT, Seal, SessionCache, SessionTruth, StoredMessage
+from shared.memory.ports import SEALED_TEXT, Cached, Seal, SessionCache, SessionTruth, StoredMessage
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +28,10 @@ class SessionMemory:
     A push adds its ids whether or not the entry is complete; a fill adds what the truth had and then declares the
     entry complete. A message committed before the fill read the truth is in the fill; one committed later is pushed
     after its commit. The union of both is whole, in whatever order they arrive.
+
+    Where a replica serves the read of a fill, it may miss what was committed before it. So each push also leaves a
+    causal token for its session, each fill first learns it and reads no less, and declares the entry complete only if
+    nobody has pushed more meanwhile; doubt about an entry drops the token, too, and then no fill from a replica counts.
 
     Args:
         seal: Seals what goes into truth and cache, and opens it for a context; None: both keep it in clear text.
@@ -53,19 +59,25 @@ class SessionMemory:
     async def context(self, tenant: str, session_id: str) -> tuple[Message, ...]:
         """The newest messages of a session, oldest first, within the knobs' bounds; empty for a new session.
 
-        Raises: DatabaseUnavailable when the cache cannot answer and PostgreSQL does not either; SealKeyUnknown.
+        Raises: DatabaseUnavailable when the cache cannot answer and PostgreSQL does not either, ReplicaStale when no
+            node may; SealKeyUnknown.
         """
         key = session_key(tenant, session_id)
         cached = await self._read_cache(key)
         if cached is not None:
-            try:
-                return self._shown(cached, tenant, session_id)
-            except (SealKeyUnknown, SealBroken):  # sealed under a key that was given up since: the truth was put right
-                self._suspect(key)
+            seen = tokens.merged(tokens.current(), cached.token)
+            if seen is not None:
+                tokens.note(seen)
+            if cached.messages is not None:
+                try:
+                    return self._shown(cached.messages, tenant, session_id)
+                except (SealKeyUnknown, SealBroken):  # under a key that was given up since: the truth was put right
+                    self._suspect(key)
+        sure = tokens.current()
         stored = await self._truth.latest(
             tenant, session_id, limit=self._knobs.context_messages, characters=self._knobs.context_characters
         )
-        await self._push_cache(key, stored, is_fill=True)
+        await self._push_cache(key, stored, is_fill=True, token=sure)
         return self._shown(stored, tenant, session_id)
 
     async def append(
@@ -102,7 +114,7 @@ class SessionMemory:
             if len(new) < len(numbered):
                 # An earlier run stored some and may have died before the cache heard of it.
                 self._suspect(key)
-            await self._push_cache(key, [self._cut(one) for one in new], is_fill=False)
+            await self._push_cache(key, [self._cut(one) for one in new], is_fill=False, token=tokens.current())
         except BaseException:
             self._suspect(key)  # cancelled or cut off: the truth may hold what the cache does not
             raise
@@ -118,7 +130,8 @@ class SessionMemory:
             said = [replace(one, content=self._seal.open(one.content, tenant=tenant, place=session_id)) for one in said]
         return bounded(said, limit=self._knobs.context_messages, characters=self._knobs.context_characters)
 
-    async def _read_cache(self, key: str) -> tuple[StoredMessage, ...] | None:
+    async def _read_cache(self, key: str) -> Cached | None:
+        """What is cached; None while the cache is away."""
         if self._clock.monotonic() < self._resting_until:
             return None
         try:
@@ -128,13 +141,15 @@ class SessionMemory:
             self._rest(error)
             return None
 
-    async def _push_cache(self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool) -> None:
+    async def _push_cache(
+        self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool, token: CausalToken | None
+    ) -> None:
         if self._clock.monotonic() < self._resting_until:
             self._suspect(key)
             return
         try:
             await self._drop_suspects()
-            await self._cache.push(key, stored, is_fill=is_fill)
+            await self._cache.push(key, stored, is_fill=is_fill, token=token)
         except SessionUnavailable as error:
             self._suspect(key)
             self._rest(error)

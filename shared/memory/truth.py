@@ -21,7 +21,7 @@ from shared.memory.ports import SEALED_TEXT, StoredMessage
 class PostgresTruth:
     """`SessionTruth` on a database, or an engine, that somebody else opens and closes.
 
-    Reads go to the primary: only there is certainly all that another process has said in this session.
+    Reads are causal: with a token in the trail of the work under way they may go to a replica that has reached it.
     """
 
     def __init__(self, where: Database | AsyncEngine) -> None:
@@ -62,15 +62,15 @@ class PostgresTruth:
             .order_by(messages.c.id.desc())
             .limit(limit)
         )
-        async with _available(self._where) as connection:
+        async with _available(self._where, reads_only=True) as connection:
             newest_first = [_stored(*row) for row in await connection.execute(statement)]
         return tuple(reversed(newest_first))
 
 
 @asynccontextmanager
-async def _available(where: Database | AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def _available(where: Database | AsyncEngine, *, reads_only: bool = False) -> AsyncIterator[AsyncConnection]:
     if isinstance(where, Database):
-        async with where.unit() as unit:
+        async with where.unit(mode="ro", consistency="causal") if reads_only else where.unit() as unit:
             yield await unit.connection()
         return
     try:

@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import pytest
 
+from shared.db.tokens import CausalToken, carrying
 from shared.llm.messages import Message, Role
-from shared.memory.ports import SessionCache, SessionTruth
+from shared.memory.ports import Cached, SessionCache, SessionTruth
 from shared.memory.session import SessionMemory
 
 TENANT = "default"
@@ -22,6 +23,11 @@ def says(text: str, role: Role = "user") -> Message:
 def texts(messages: tuple[Message, ...]) -> list[str]:
     """What was said."""
     return [message.content for message in messages]
+
+
+def at(lsn: int, *, timeline: int = 1) -> CausalToken:
+    """A token."""
+    return CausalToken(7, timeline, lsn, 5)
 
 
 @dataclass
@@ -128,6 +134,48 @@ class SessionSuite:
         assert texts(await memory.context(TENANT, world.session)) == newest
         await world.wipe()
         assert texts(await memory.context(TENANT, world.session)) == newest
+
+    async def test_who_reads_a_session_must_not_miss_what_its_writers_wrote_last(self, world: SessionWorld) -> None:
+        for lsn in (0x2_0000_0001, 0x1_0000_0000_0000_0000 - 1, 0xFFFF):  # beyond what Lua can count; and out of order
+            with carrying(at(lsn)):
+                await world.worker().append(TENANT, world.session, [says(f"{lsn:x}")], task_id=uuid4())
+        with carrying(at(0xFFFFF)) as trail:
+            assert len(await world.worker().context(TENANT, world.session)) == 3
+            assert trail.token == at(0x1_0000_0000_0000_0000 - 1)
+        with carrying(at(1, timeline=2)) as trail:
+            await world.worker().context(TENANT, world.session)
+            assert trail.token == at(1, timeline=2)
+
+    async def test_a_fill_that_may_have_missed_a_message_is_not_taken_for_complete(self, world: SessionWorld) -> None:
+        memory, key = world.worker(), f"ctx:{world.session}"
+        with carrying(at(200)):
+            await memory.append(TENANT, world.session, [says("new")], task_id=uuid4())
+        for token in (at(100), CausalToken(8, 1, 0xFFFF, 4), None):
+            await world.cache.push(key, [], is_fill=True, token=token)
+            is_sure = token is None  # the primary was asked
+            assert ((await world.cache.read(key)).messages is not None) == is_sure
+        await world.cache.drop([key])
+        assert await world.cache.read(key) == Cached()
+        await world.cache.push(key, [], is_fill=True, token=at(10**6))
+        assert (await world.cache.read(key)).messages is None, "it is not known what has been written"
+
+    async def test_a_fill_that_reads_no_less_than_the_last_message_is_complete(self, world: SessionWorld) -> None:
+        memory, key = world.worker(), f"ctx:{world.session}"
+        for lsn in (200, 300):
+            with carrying(at(lsn)):
+                await memory.append(TENANT, world.session, [says(str(lsn))], task_id=uuid4())
+            with carrying(at(100)):
+                assert texts(await memory.context(TENANT, world.session))[-1] == str(lsn)
+            cached = await world.cache.read(key)
+            assert (cached.messages is not None, cached.token) == (True, at(lsn))
+
+    async def test_a_writer_without_a_token_takes_the_sessions_token_away(self, world: SessionWorld) -> None:
+        memory, key = world.worker(), f"ctx:{world.session}"
+        with carrying(at(200)):
+            await memory.append(TENANT, world.session, [says("a")], task_id=uuid4())
+        with carrying(None):
+            await memory.append(TENANT, world.session, [says("b")], task_id=uuid4())
+        assert (await world.cache.read(key)).token is None
 
     @pytest.mark.parametrize("other", ["acme", "default:acme", "DEFAULT", ""])
     async def test_tenants_never_read_each_others_sessions(self, world: SessionWorld, other: str) -> None:

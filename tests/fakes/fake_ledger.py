@@ -7,6 +7,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from shared.contracts import TaskMessage
+from shared.db.tokens import CausalToken
 from shared.errors import BadInput
 from shared.ledger.ancestry import Ancestor
 from shared.ledger.group_commit import GroupCommit, Key, Written
@@ -29,6 +30,8 @@ class FakeCommit(GroupCommit):
         self.is_fenced = False
         self.becomes: dict[Kind, str] = {}
         """The state that a write of this kind ends in, where it is not the one asked for."""
+        self.claims_at: CausalToken | None = None
+        """Where the log is at a claim."""
         self._fenced_after: int | None = None
 
     def fence_after(self, writes: int) -> None:
@@ -51,7 +54,8 @@ class FakeCommit(GroupCommit):
         self.rows.append(kept)
         if name is not None:
             self._keep(kind, (name, ordinal), kept)
-        return Written(row.get("epoch", 0), 1, self.becomes.get(kind, row.get("state", "running")))
+        state = self.becomes.get(kind, row.get("state", "running"))
+        return Written(row.get("epoch", 0), 1, state, token=self.claims_at if kind == "claim" else None)
 
     def _keep(self, kind: Kind, place: tuple[str, int], kept: dict[str, Any]) -> None:
         if kind == "blob":

@@ -3,9 +3,10 @@
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
+from shared.db.tokens import CausalToken, merged
 from shared.errors import DatabaseUnavailable, SessionUnavailable
 from shared.llm.messages import Message
-from shared.memory.ports import SEALED_TEXT, StoredMessage
+from shared.memory.ports import SEALED_TEXT, Cached, StoredMessage
 
 
 class FakeTruth:
@@ -49,6 +50,13 @@ def _cut(message: Message, characters: int) -> Message:
     return Message(message.role, whole if whole.startswith(SEALED_TEXT) else whole[:characters])
 
 
+def is_covered(one: CausalToken, other: CausalToken) -> bool:
+    """Whether a read that does not miss `other` does not miss `one` either."""
+    ahead = merged(one, other)
+    assert ahead is not None
+    return (ahead.system_id, ahead.timeline, ahead.lsn) == (other.system_id, other.timeline, other.lsn)
+
+
 class FakeCache:
     """A `SessionCache` without a time to live."""
 
@@ -56,21 +64,32 @@ class FakeCache:
         self.keep = keep
         self.entries: dict[str, dict[int, StoredMessage]] = {}
         self.complete: set[str] = set()
+        self.tokens: dict[str, CausalToken] = {}
         self.is_down = False
         self.calls = 0
 
-    async def read(self, key: str) -> tuple[StoredMessage, ...] | None:
+    async def read(self, key: str) -> Cached:
         """The entry if a fill has declared it complete."""
         self._check()
+        token = self.tokens.get(key)
         if key not in self.complete:
-            return None
-        return tuple(self.entries[key][identity] for identity in sorted(self.entries[key]))
+            return Cached(None, token)
+        return Cached(tuple(self.entries[key][identity] for identity in sorted(self.entries[key])), token)
 
-    async def push(self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool) -> None:
+    async def push(
+        self, key: str, stored: Sequence[StoredMessage], *, is_fill: bool, token: CausalToken | None = None
+    ) -> None:
         """Merge by id and keep the newest."""
         self._check()
-        if is_fill:
+        if not stored and not is_fill:
+            return
+        known = self.tokens.get(key)
+        if is_fill and (token is None or (known is not None and is_covered(known, token))):
             self.complete.add(key)
+        elif not is_fill and token is not None:
+            self.tokens[key] = known if known is not None and not is_covered(known, token) else token
+        elif not is_fill:
+            self.tokens.pop(key, None)
         merged = {**self.entries.get(key, {}), **{one.id: one for one in stored}}
         self.entries[key] = dict(sorted(merged.items())[-self.keep :])
 
@@ -80,11 +99,13 @@ class FakeCache:
         for key in keys:
             self.entries.pop(key, None)
             self.complete.discard(key)
+            self.tokens.pop(key, None)
 
     def wipe(self) -> None:
         """Forget everything, as a restarted Redis does."""
         self.entries.clear()
         self.complete.clear()
+        self.tokens.clear()
 
     def _check(self) -> None:
         self.calls += 1

@@ -10,6 +10,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from shared.db.tokens import carrying
 from shared.errors import DatabaseUnavailable
 from shared.llm.messages import Message
 from shared.memory.cache import RedisCache, open_redis
@@ -17,7 +18,7 @@ from shared.memory.knobs import MemoryKnobs
 from shared.memory.ports import StoredMessage
 from shared.memory.session import SessionMemory
 from shared.memory.truth import PostgresTruth
-from tests.contract.session_suite import SessionSuite, SessionWorld, says, texts
+from tests.contract.session_suite import SessionSuite, SessionWorld, at, says, texts
 from workers.ops.background import BackgroundSupervisor
 
 HELLO = Message("user", "hello")
@@ -137,7 +138,7 @@ async def test_cancelled_call_to_redis_is_cancelled_wherever_it_was(redis: Redis
             with pytest.raises(asyncio.CancelledError):
                 await call
     await cache.push("ctx:s1", stored, is_fill=True)
-    assert await cache.read("ctx:s1") == tuple(stored)
+    assert (await cache.read("ctx:s1")).messages == tuple(stored)
 
 
 async def test_postgres_out_of_reach_is_said_with_the_error_that_is_tried_again() -> None:
@@ -145,3 +146,18 @@ async def test_postgres_out_of_reach_is_said_with_the_error_that_is_tried_again(
     with pytest.raises(DatabaseUnavailable):
         await PostgresTruth(engine).latest("default", "s", limit=1, characters=1)
     await engine.dispose()
+
+
+async def test_a_sessions_token_outlives_its_entry_and_what_other_hands_wrote_there_is_dropped(
+    memory: SessionMemory, redis: Redis
+) -> None:
+    for garbage in (b"", b"\xff\xfe", b"wt1.x", b"wt1.7.1.ffff.5 "):
+        await redis.set("wt:acme:s1", garbage)
+        with carrying(at(0xFF)):
+            await memory.append("acme", "s1", [HELLO], task_id=uuid4())
+        assert await redis.get("wt:acme:s1") == str(at(0xFF)).encode()
+        assert await redis.ttl("ctx:acme:s1") < await redis.ttl("wt:acme:s1") <= 7200
+    await redis.delete("wt:acme:s1")
+    await redis.rpush("wt:acme:s1", "x")
+    assert len(await memory.context("acme", "s1")) == 4
+    assert not await redis.exists("wt:acme:s1")

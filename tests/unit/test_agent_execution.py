@@ -11,6 +11,7 @@ from celery.exceptions import Ignore
 from prometheus_client import REGISTRY
 
 from shared.contracts import FleetHeader, TaskMessage
+from shared.db.tokens import CausalToken, carrying, current, note
 from shared.ledger.poll import Polled
 from shared.ledger.retry import ONCE
 from shared.ledger.runs import Claim
@@ -366,3 +367,29 @@ def test_an_agents_own_rules_reach_its_runs(hold: FakeHold) -> None:
     assert (one.on_change, one.retry) == ("rerun", ONCE)
     executed(hold, one)
     assert hold.family.journals[0]._on_change == "rerun"
+
+
+def test_a_run_reads_no_less_than_its_message_and_its_claim_say_and_leaves_nothing_behind(hold: FakeHold) -> None:
+    header, claimed = CausalToken(7, 1, 200, 5), CausalToken(7, 1, 100, 6)
+    seen: list[CausalToken | None] = []
+
+    async def looks(run: Run) -> None:
+        seen.append(current())
+        note(CausalToken(7, 1, 300, 7))
+
+    async def main() -> None:
+        delivery = cast(Delivery, FakeDelivery())
+        current_delivery.set(delivery)
+        with carrying(None):
+            one, header_of = made(looks), {"version": 1}
+            for token in (str(header), "garbage", None):
+                hold.commit.claims_at = claimed
+                await execute(hold, one, str(TASK), (), {}, header_of, token)
+            hold.commit.claims_at = None
+            await execute(hold, one, str(TASK), (), {}, header_of)
+            polled = Polled(Claim(TASK, 1, 1, claimed), TaskMessage("t", {}, (), TASK))
+            await execute_polled(hold, one, polled)
+            assert current() is None
+
+    at_once(main())
+    assert seen == [CausalToken(7, 1, 200, 6), claimed, claimed, None, claimed]

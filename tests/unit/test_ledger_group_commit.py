@@ -21,6 +21,7 @@ class Server:
     """One PostgreSQL: `troubles` are raised by statements in turn, `refuses` by every row with this word in it."""
 
     knobs = DbKnobs()
+    router = None
 
     def __init__(self) -> None:
         self.troubles: list[BaseException] = []

@@ -11,7 +11,7 @@ from shared.ledger.vault import Vault
 from shared.ledger.vault_knobs import MasterKey
 from shared.llm.messages import Message
 from shared.memory.knobs import MemoryKnobs
-from shared.memory.ports import SEALED_TEXT, StoredMessage
+from shared.memory.ports import SEALED_TEXT, Cached
 from shared.memory.session import SessionMemory
 from tests.fakes.fake_sessions import FakeCache, FakeTruth
 
@@ -87,9 +87,9 @@ async def test_a_message_that_is_cached_in_two_forms_is_given_once(truth: FakeTr
     await tell(memory, "hello")
 
     class TwoForms(FakeCache):
-        async def read(self, key: str) -> tuple[StoredMessage, ...]:
+        async def read(self, key: str) -> Cached:
             one = truth.rows[0][2]
-            return one, replace(one, message=Message("user", sealed(OLD).seal("hello", **HERE)))
+            return Cached((one, replace(one, message=Message("user", sealed(OLD).seal("hello", **HERE)))))
 
     assert await said(memory_of(truth, TwoForms(), OLD)) == ["hello"]
 

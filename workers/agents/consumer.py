@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 
 import amqp
 import structlog
-from celery.exceptions import CPendingDeprecationWarning, Ignore
+from celery.exceptions import CPendingDeprecationWarning, Ignore, WorkerShutdown
 from celery.worker.consumer.consumer import Consumer
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from shared.broker.dead_letters import dead_letter
+from shared.broker.topology import mismatch
 from shared.contracts import (
     CONTENT_TYPE,
     QUEUES,
@@ -29,7 +30,7 @@ from shared.contracts import (
     check_storable,
     parse_headers,
 )
-from shared.errors import BadInput, BadMessage
+from shared.errors import BadInput, BadMessage, Misconfigured
 from workers.agents.events import failed, left
 
 log = structlog.get_logger()
@@ -77,7 +78,13 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """The broker is gone, or has this worker's name in use: then trying again at once helps nobody."""
+        """The broker is gone, or has this worker's name in use: then trying again at once helps nobody.
+
+        Raises: WorkerShutdown when its queues are not ours: then trying again never helps.
+        """
+        if (wrong := mismatch(exc)) is not None:
+            log.critical("worker.refused_to_start", code=Misconfigured.code, cause=wrong)
+            raise WorkerShutdown(2)
         is_taken = isinstance(exc, amqp.exceptions.ResourceLocked)
         if is_taken and not self._is_name_taken:
             log.error(
@@ -214,7 +221,8 @@ def task_of(message: Any, known: Any) -> TaskMessage | None:
     if headers is None:
         return None
     args, kwargs, _ = message.payload
-    return TaskMessage(headers.task.removeprefix(TASK_PREFIX), kwargs, tuple(args), headers.id, headers.fleet)
+    agent = headers.task.removeprefix(TASK_PREFIX)
+    return TaskMessage(agent, kwargs, tuple(args), headers.id, headers.fleet, headers.token)
 
 
 def nobody_has(name: str) -> str:

@@ -11,6 +11,8 @@ import structlog
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from shared.contracts import FleetHeader, TaskMessage
+from shared.db import carriage
+from shared.db.tokens import carrying, merged, parse
 from shared.errors import BadInput, DeadlineSpent, Fenced, Permanent
 from shared.ledger.journal import Journal
 from shared.ledger.poll import Polled
@@ -51,13 +53,20 @@ class Hold(Home, Protocol):
         """A run was put down that can go on at once: see to it that somebody takes it."""
 
 
-async def execute(hold: Hold, agent: Agent, task_id: str, args: Any, kwargs: Any, header: Mapping[str, Any]) -> str:
+async def execute(
+    hold: Hold, agent: Agent, task_id: str, args: Any, kwargs: Any, header: Mapping[str, Any], token: object = None
+) -> str:
     """Run a delivered task to its end.
+
+    Args:
+        token: The message's header `wt`, whatever it holds.
 
     Returns: One line about the end, for Celery's events; outputs stay in the ledger.
     Raises: Ignore for a duplicate, a fenced run or one that was put down; the agent's own failure otherwise.
     """
-    message = TaskMessage(agent.name, kwargs, tuple(args), UUID(task_id), FleetHeader.model_validate(header))
+    read = carriage.read(token, source="celery")
+    carried = None if read is None else str(read)
+    message = TaskMessage(agent.name, kwargs, tuple(args), UUID(task_id), FleetHeader.model_validate(header), carried)
     claim = await _claim(hold, message)
     if claim is None or not hold.begin(claim):
         metrics.TASKS_ENDED.labels(agent.name, "duplicate").inc()
@@ -101,8 +110,9 @@ async def _claimed(hold: Hold, agent: Agent, message: TaskMessage, claim: Claim)
     active = hold.active[message.id] = Active(claim, delivery)
     started = time.monotonic()
     structlog.contextvars.bind_contextvars(task_id=str(message.id), attempt=claim.attempt, agent=agent.name)
+    seen = merged(parse(message.token), claim.token)  # at least what was there before the claim: a header may be lost
     try:
-        with metrics.RUNNING.labels(agent.name).track_inprogress():
+        with metrics.RUNNING.labels(agent.name).track_inprogress(), carrying(seen):
             return await _run(hold, agent, message, active, delivery)
     finally:
         if hold.active.get(message.id) is active:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from celery.exceptions import Ignore
 
 from shared.clock import Clock, SystemClock
 from shared.contracts import QUEUES, TASK_PREFIX, Priority, TaskMessage
+from shared.db import carriage
 from shared.db.database import Database
 from shared.errors import DatabaseUnavailable, Misconfigured
 from shared.ledger.group_commit import GroupCommit
@@ -137,6 +139,8 @@ class WorkerHost:
 
     async def start(self, pool: TaskPool) -> None:
         """Take a place in the ledger, however long the database needs to come up; then see to all chores."""
+        port = self.knobs.metrics_port
+        serve_metrics(port, variable="FLEET_WORKER_METRICS_PORT", is_ready=lambda: self.is_ready)
         self._pool = pool
         self.shelf.window = min(self.knobs.prefetch, pool.limit)
         await self.lease.take(name=self.name, slots=pool.limit)
@@ -155,7 +159,6 @@ class WorkerHost:
             chores.append(self._warm(self._warm_up))
         self._chores = [asyncio.create_task(chore) for chore in chores]
         self._is_ready = True
-        serve_metrics(self.knobs.metrics_port, is_ready=lambda: self.is_ready)
 
     async def _refuse_second(self) -> None:
         """Leave where another worker of this name lives. Raises: Misconfigured."""
@@ -185,7 +188,8 @@ class WorkerHost:
         return True
 
     def publish(self, message: TaskMessage) -> "Future[None]":
-        """Send a task to its queue, sealed where there are keys."""
+        """Send a task to its queue, sealed where there are keys; it sees what the run under way has seen."""
+        message = replace(message, token=carriage.onward(message.token))
         return self._publish(seal_received(self.vault, message))
 
     def hurry_poll(self) -> None:

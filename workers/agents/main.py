@@ -14,11 +14,12 @@ from celery.signals import setup_logging, worker_init, worker_ready
 from shared.broker.app import make_app
 from shared.broker.publisher import Publisher
 from shared.contracts import QUEUES
+from shared.db.carriage import onward
 from shared.db.database import Database
 from shared.errors import FleetError
 from shared.ledger.sealed_text import SealedText
 from shared.ledger.vault import Vault
-from shared.llm.config_file import Configured
+from shared.llm.config_file import Configured, strangers
 from shared.llm.dialect_check import check_dialects
 from shared.llm.guarded import GuardedChat
 from shared.llm.plane import open_plane
@@ -36,6 +37,7 @@ from shared.settings import Settings, load, load_llm, load_room
 from shared.telemetry.logs import setup_logs
 from shared.telemetry.notify import notify
 from shared.telemetry.redaction import load_hooks
+from workers.agents.agent import AGENTS
 from workers.agents.hosting import WorkerHost, settle_memory
 from workers.agents.hurry import Hurry
 from workers.agents.knobs import WorkerKnobs
@@ -58,7 +60,7 @@ def build() -> Celery:
     settings = load()
     knobs = load_room("worker", WorkerKnobs)
     agents = load_agents((*BUILT_IN, *settings.general.agent_modules))
-    app = make_app("fleet", settings.broker)
+    app = make_app("fleet", settings.broker, onward=onward)
     app.conf.update(
         worker_pool="workers.agents.pool:TaskPool",
         worker_consumer="workers.agents.consumer:FleetConsumer",
@@ -134,7 +136,11 @@ def _connect_signals(app: Celery, settings: Settings, configured: Configured) ->
 
 
 def _check_models(configured: Configured) -> None:
-    """Ask each endpoint whether it is what the configuration says; one that is down is no mistake."""
+    """Say what is doubtful, and ask each endpoint whether it is what was declared; one that is down is no mistake."""
+    for warning in configured.warnings:
+        log.warning("llm.shared_fate", warning=warning, hint="put another provider, region and key behind it")
+    for warning in strangers(configured.config, agents=AGENTS):
+        log.warning("llm.agent_unknown", warning=warning)
     try:
         for warning in asyncio.run(check_dialects(configured)):
             log.warning("llm.endpoint_doubtful", warning=warning)

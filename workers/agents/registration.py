@@ -1,14 +1,15 @@
 """Every agent becomes a Celery task of stock Celery, named `agents.<name>`."""
 
 import importlib
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celery import Celery
 from sqlalchemy.util.concurrency import await_only
 
-from shared.contracts import TASK_PREFIX
-from shared.errors import Misconfigured
+from shared.contracts import CAUSAL_HEADER, TASK_PREFIX
+from shared.errors import FleetError, Misconfigured
 from workers.agents.agent import AGENTS, Agent
 from workers.agents.execution import Hold, execute
 
@@ -21,9 +22,22 @@ def load_agents(modules: Iterable[str]) -> Mapping[str, Agent]:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise Misconfigured(f"FLEET_AGENTS: cannot import {module!r}: {error}", variable="FLEET_AGENTS") from error
+        except FleetError:
+            raise
+        except Exception as error:  # whatever a module of somebody else raises: it is told in one sentence
+            raise Misconfigured(
+                f"FLEET_AGENTS: cannot import {module!r}: {type(error).__name__}: {error}{_where(error)}",
+                variable="FLEET_AGENTS",
+            ) from error
     return AGENTS
+
+
+def _where(error: Exception) -> str:
+    """The line of the user's code that broke: a sentence is all that is shown."""
+    if isinstance(error, SyntaxError | ImportError):  # say so themselves
+        return ""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({last.filename}, line {last.lineno})"
 
 
 def register(app: Celery, agents: Mapping[str, Agent], hold: Hold) -> None:
@@ -38,5 +52,6 @@ def _add(app: Celery, one: Agent, hold: Hold) -> None:
         bind=True, typing=False, acks_late=False, ignore_result=True,
     )  # fmt: skip
     def body(self: Any, *args: Any, **kwargs: Any) -> Any:
-        header = vars(self.request).get("fleet") or {}
-        return await_only(execute(hold, one, self.request.id, args, kwargs, header))
+        headers = vars(self.request)
+        token = headers.get(CAUSAL_HEADER)
+        return await_only(execute(hold, one, self.request.id, args, kwargs, headers.get("fleet") or {}, token))
