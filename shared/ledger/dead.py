@@ -31,9 +31,13 @@ TASKS = f"""
       AND (CAST(:since AS timestamptz) IS NULL OR t.finished_at >= :since)
       AND (CAST(:until AS timestamptz) IS NULL OR t.finished_at < :until)
     ORDER BY t.finished_at DESC LIMIT :limit"""
-MESSAGES = """
+MESSAGES = f"""
     SELECT id, received_at, reason, headers, body FROM dead_letters
-    WHERE (CAST(:since AS timestamptz) IS NULL OR received_at >= :since)
+    WHERE (CAST(:agent AS text) IS NULL OR headers ->> 'task' = concat('{TASK_PREFIX}', CAST(:agent AS text)))
+      AND (CAST(:tenant AS text) IS NULL
+           OR CASE WHEN json_typeof(headers -> 'fleet') = 'object'
+              THEN coalesce(headers -> 'fleet' ->> 'tenant', '{DEFAULT_TENANT}') END = :tenant)
+      AND (CAST(:since AS timestamptz) IS NULL OR received_at >= :since)
       AND (CAST(:until AS timestamptz) IS NULL OR received_at < :until)
       AND (CAST(:error AS text) IS NULL OR :error = 'bad_message' OR strpos(lower(reason), lower(:error)) > 0)
     ORDER BY received_at DESC LIMIT :limit"""
@@ -92,8 +96,7 @@ async def letters(database: Database, wanted: Filter, *, limit: int) -> list[Let
     async with database.unit(mode="ro") as unit:
         found = [_of_task(row) for row in await unit.execute(text(TASKS), values)]
         unread = [_of_message(row) for row in await unit.execute(text(MESSAGES), values)]
-    found += [one for one in unread if wanted.agent in (None, one.agent) and wanted.tenant in (None, one.tenant)]
-    return sorted(found, key=lambda one: one.at, reverse=True)[:limit]
+    return sorted(found + unread, key=lambda one: one.at, reverse=True)[:limit]
 
 
 async def message_letter(database: Database, letter_id: str) -> Letter:

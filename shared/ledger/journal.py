@@ -205,7 +205,10 @@ class Journal:
             in_step.reset(outer)
         try:
             await self._store(place, result, usage_of(result))
-        except (BadInput, Fenced):
+        except Fenced:
+            raise
+        except BadInput as error:  # it has been seen to end, and is paid for
+            await self._write_failure(place, error.as_dict(), usage_of(result))
             raise
         except BaseException:  # cut off while it was being written: what is paid for is kept all the same
             await self._store(place, result, usage_of(result))

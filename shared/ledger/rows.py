@@ -169,7 +169,4 @@ class TaskView:
     @property
     def in_doubt_steps(self) -> int:
         """Calls that began and whose end nobody saw: they may have been paid for, once more than the ledger knows."""
-        return sum(
-            step.in_doubt + (step.state == "intent" and self.state != "running" and not step.in_doubt)
-            for step in self.steps
-        )
+        return sum(step.in_doubt + (step.state == "intent" and self.state != "running") for step in self.steps)

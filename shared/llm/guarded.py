@@ -10,9 +10,10 @@ import structlog
 from shared.errors import FleetError, LLMUnavailable
 from shared.llm.asking import Ask
 from shared.llm.call_context import CallContext
-from shared.llm.messages import ChatReply, ChatRequest
+from shared.llm.messages import ChatReply, ChatRequest, Usage
 from shared.llm.plane import LLMPlane
 from shared.llm.port import Adapter
+from shared.llm.prices import cost
 from shared.llm.rules import purses, run_purse
 from shared.llm.walk import Walk
 from shared.resilience.deadline import within
@@ -52,6 +53,13 @@ class GuardedChat:
     def sorry(self, reason: str) -> str:
         """What is said for a task that had to act, could not, and has changed nothing."""
         return self._plane.config.ladder.could_not_act.replace("{reason}", reason)
+
+    def price(self, request: ChatRequest, usage: Usage) -> float | None:
+        """What these tokens cost with the model that is asked first; None: it has no price."""
+        price = self._plane.rungs(self._context.agent, model=request.model)[0].spec.price
+        if price is None:
+            return None
+        return cost(price, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """Ask, and say at which level of the ladder the answer was given and why.

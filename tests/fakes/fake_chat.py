@@ -20,6 +20,7 @@ class FakeChat:
         self.release: asyncio.Event | None = None
         """When set, an answer waits for it: a call that is in flight for as long as the test wants."""
         self.must_act = False
+        self.token_price: float | None = None
         self.contexts: list[CallContext] = []
         """Of every run that has come to it."""
 
@@ -32,6 +33,10 @@ class FakeChat:
     def sorry(self, reason: str) -> str:
         """Words for what was not done."""
         return f"could not: {reason}"
+
+    def price(self, request: ChatRequest, usage: Usage) -> float | None:
+        """What a call costs."""
+        return None if self.token_price is None else self.token_price * (usage.input_tokens + usage.output_tokens)
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """Say the next line of the script."""

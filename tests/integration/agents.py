@@ -107,6 +107,12 @@ async def unstorable(run: Run) -> Any:
     return object()
 
 
+@agent("test.unstorable.step")
+async def unstorable_step(run: Run) -> Any:
+    """Have a step whose result is not JSON."""
+    return await run.step("odd", lambda: {1, 2})
+
+
 @agent("test.nul")
 async def nul(run: Run) -> str:
     """Return a character that PostgreSQL's text cannot hold."""

@@ -19,7 +19,7 @@ from shared.ledger.rows import message_of
 from shared.ledger.runs import Claim, Runs
 from shared.ledger.suspension import Suspension
 
-USAGE = {"input_tokens": 10, "output_tokens": 1}
+USAGE = {"input_tokens": 10, "output_tokens": 1, "cost": 0.25}
 
 
 class ByHand:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,15 @@ from shared.errors import TaskCancelled
 from tests.fakes.chat_server import ChatServer
 from tests.integration.fleets import QUICK, WAITING, StartFleet
 from tests.integration.live import eventually
+from tests.integration.terminal import fleet_json
 from workers.ops.background import BackgroundSupervisor
+
+PRICED = """\
+version: 1
+endpoints: {slow: {base_url: SLOW}}
+models: {slow: {endpoint: slow, price: {input_per_million: 1000, output_per_million: 2000}}}
+chains: {default: [slow]}
+"""
 
 
 class Model:
@@ -59,14 +67,10 @@ def model() -> Iterator[Model]:
 
 
 @pytest.fixture(scope="module")
-def fleet(start_fleet: StartFleet, model: Model) -> Iterator[BackgroundSupervisor]:
-    more = {
-        **QUICK,
-        **WAITING,
-        "FLEET_LLM_BASE_URL": model.server.base_url,
-        "FLEET_LLM_MODEL": "slow",
-        "FLEET_LLM_API_KEY": "k",
-    }
+def fleet(start_fleet: StartFleet, model: Model, run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
+    file = run_folder().parent / "llm.yaml"
+    file.write_text(PRICED.replace("SLOW", model.server.base_url))
+    more = {**QUICK, **WAITING, "FLEET_LLM_CONFIG": str(file)}
     with start_fleet(1, more=more) as started:
         yield started
 
@@ -89,8 +93,20 @@ def test_a_run_that_asks_the_model_is_cancelled_within_a_second_and_the_request_
     assert step.usage["estimated"] is True
     assert step.usage["input_tokens"] >= 100
     assert (view.report or {})["input_tokens"] == step.usage["input_tokens"]
+    assert (view.report or {})["cost"] == step.usage["cost"] == step.usage["input_tokens"] / 1000
     with pytest.raises(TaskCancelled):
         task.result(1)
+
+
+def test_what_a_cut_off_question_has_cost_is_told_among_the_dead_letters(
+    fleet: BackgroundSupervisor, client: FleetClient
+) -> None:
+    task = client.submit("test.ask", {"text": "a" * 400}, deadline_s=1.5)
+    eventually(lambda: task.status().is_finished)
+    letter = fleet_json("dead", "show", str(task.id), env=fleet.env)
+    assert letter["error"]["code"] == "deadline_spent"
+    assert letter["paid"]["cost"] >= 0.1
+    assert letter["paid"]["calls"] == 1
 
 
 def test_an_agent_that_does_not_take_no_for_an_answer_begins_no_further_step(client: FleetClient, diary: Path) -> None:

@@ -55,7 +55,7 @@ async def test_the_list_shows_failed_tasks_and_unreadable_messages_with_reason_a
         "headers": {"task": "agents.chat", "fleet": {"tenant": "acme"}}, "body": "[]",
     }  # fmt: skip
     assert (found[1]["agent"], found[1]["tenant"], found[1]["attempt"]) == ("writer", "acme", 1)
-    assert found[1]["paid"] == {"input_tokens": 20, "output_tokens": 2, "cost": 0.0, "calls": 2, "steps": 2}
+    assert found[1]["paid"] == {"input_tokens": 20, "output_tokens": 2, "cost": 0.5, "calls": 2, "steps": 2}
     shown = fleet("dead", "list", env=env).stdout
     assert shown.splitlines()[0].split() == ["id", "agent", "tenant", "tries", "paid", "tokens", "age", "error"]
     assert f"{task}  it broke" in shown
@@ -106,13 +106,30 @@ async def test_a_replay_says_what_is_kept_and_what_is_paid_again(
     assert await worker.steps(await worker.claim(task), "one", "two", "three") == ["two", "three"]
 
 
+async def test_a_filter_looks_at_all_messages_and_not_at_the_newest_alone(worker: ByHand, env: dict[str, str]) -> None:
+    """As many as the list shows by default came later, and are of others."""
+    mine = await unreadable(worker, {"task": "agents.chat", "fleet": {"tenant": "acme"}}, "[]")
+    default = await unreadable(worker, {"task": "agents.chat", "fleet": {}}, "[]")
+    for _ in range(21):
+        await unreadable(worker, {"task": "agents.other", "fleet": {"tenant": "foreign"}}, "[]")
+    await unreadable(worker, {"task": 7, "fleet": [1]}, "[]")
+
+    def found(*options: str) -> list[str]:
+        return [one["id"] for one in fleet_json("dead", "list", *options, env=env)]
+
+    assert found("--agent", "chat") == [default, mine]
+    assert found("--tenant", "acme") == [mine]
+    assert found("--tenant", "default", "--agent", "chat") == [default]
+    assert len(found("--tenant", "foreign")) == 20
+
+
 async def test_many_are_replayed_by_what_they_have_in_common_and_only_with_a_yes(
     producer: FleetClient, worker: ByHand, env: dict[str, str]
 ) -> None:
     chosen = [await failed(producer, worker, "one", agent="writer") for _ in range(2)]
     other = await failed(producer, worker)
     said = refusal(fleet("dead", "replay", "--agent", "writer", env=env), code=2)
-    assert "dead letters that fit: 2; they have cost 20 + 2 tokens in 2 model calls; " in said
+    assert "dead letters that fit: 2; they have cost 20 + 2 tokens in 2 model calls, 0.5000 by the price list; " in said
     assert "add --yes to replay them" in said
     done = fleet_json("dead", "replay", "--agent", "writer", "--yes", env=env)
     assert {(one["id"], one["replayed"]) for one in done} == {(str(one), True) for one in chosen}

@@ -153,6 +153,16 @@ def test_an_output_that_cannot_be_stored_fails_the_task_and_no_other(client: Fle
     assert [task.result(30)["said"] for task in good] == [["beside"]] * 5
 
 
+def test_a_step_whose_result_cannot_be_stored_fails_by_its_name_and_is_not_in_doubt(client: FleetClient) -> None:
+    task = client.submit("test.unstorable.step")
+    with pytest.raises(TaskFailed, match="the result of step 'odd' is not JSON"):
+        task.result(30)
+    view = task.status()
+    assert (view.error or {})["code"] == "bad_input"
+    assert [(step.name, step.state) for step in view.steps] == [("odd", "failed")]
+    assert view.in_doubt_steps == 0
+
+
 def test_the_soft_limit_is_an_exception_inside_the_agent_and_the_hard_one_ends_it(client: FleetClient) -> None:
     soft, hard = client.submit("test.soft"), client.submit("test.hard")
     assert soft.result(30) == "cleaned up"

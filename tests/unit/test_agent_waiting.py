@@ -214,7 +214,7 @@ def test_an_agents_rule_to_retry_holds_for_steps_without_one_of_their_own() -> N
 
 def test_a_question_that_is_cut_off_costs_at_least_what_was_sent() -> None:
     world, task = FakeWorld(), uuid4()
-    world.chat.release = asyncio.Event()
+    world.chat.release, world.chat.token_price = asyncio.Event(), 0.5
 
     async def main() -> None:
         run = world.run(task)
@@ -223,11 +223,11 @@ def test_a_question_that_is_cut_off_costs_at_least_what_was_sent() -> None:
         asking.cancel()
         await asyncio.wait({asking})
         assert asking.cancelled()
-        assert run.report()["input_tokens"] == 10
+        assert (run.report()["input_tokens"], run.report()["cost"]) == (10, 5.0)
 
     at_once(main())
     assert world.ledger[task].steps["chat", 0]["usage"] == {
-        "input_tokens": 10, "output_tokens": 0, "estimated": True,
+        "input_tokens": 10, "output_tokens": 0, "estimated": True, "cost": 5.0,
     }  # fmt: skip
 
 

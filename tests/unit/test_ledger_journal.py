@@ -257,10 +257,19 @@ async def test_steps_at_the_same_time_have_the_numbers_of_their_start_whatever_e
 
 
 @pytest.mark.parametrize("result", [object(), float("nan"), {1, 2}, b"raw"])
-async def test_a_result_that_is_not_json_is_refused_by_the_name_of_its_step(journal: Journal, result: object) -> None:
+async def test_a_result_that_is_not_json_is_refused_by_the_name_of_its_step_and_recorded_as_a_failure(
+    journal: Journal, commit: FakeCommit, result: object
+) -> None:
+    usage = {"input_tokens": 7}
     with pytest.raises(BadInput, match="the result of step 'think' is not JSON") as caught:
-        await run(journal, "think", Work(result))
+        await journal.step("think", kind="llm", request=None, call=Work(result), usage_of=lambda _result: usage)
     assert caught.value.context == {"step": "think"}
+    step = commit.steps["think", 0]
+    assert (step["state"], step["usage"]) == ("failed", usage), "its end was seen, and it is paid for"
+    again = commit.journal(TASK, epoch=2)
+    with pytest.raises(BadInput, match="the result of step 'think' is not JSON"):
+        await again.step("think", kind="llm", request=None, call=Work("new"))
+    assert again.in_doubt == 0
 
 
 async def test_a_request_that_is_not_json_is_refused_before_anything_happens(

@@ -114,6 +114,7 @@ def test_a_step_in_doubt_is_not_counted_as_repeated() -> None:
 def test_calls_in_doubt_are_those_that_were_made_anew_and_those_that_never_were(
     state: str, last: str, in_doubt: int
 ) -> None:
-    assert view(state=state, steps=(step(in_doubt=2), step(state=last))).in_doubt_steps == in_doubt + (
-        state == "failed"
-    )
+    is_over = state == "failed"
+    assert view(state=state, steps=(step(in_doubt=2), step(state=last))).in_doubt_steps == in_doubt + is_over
+    twice = step(state=last, in_doubt=1)
+    assert view(state=state, steps=(twice,)).in_doubt_steps == 1 + is_over, "two workers died in the same call"

@@ -1,13 +1,13 @@
 """What a run asks of language models: whom it asks for, and what came of it for the report."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from shared.contracts import TaskMessage
 from shared.ledger.ancestry import Ancestor
 from shared.llm.answer import estimated_usage
 from shared.llm.call_context import CallContext, Forebear
-from shared.llm.messages import ChatReply, ChatRequest
+from shared.llm.messages import ChatReply, ChatRequest, Usage
 from shared.llm.port import ChatPort
 
 
@@ -20,6 +20,9 @@ class Door(ChatPort, Protocol):
 
     def sorry(self, reason: str) -> str:
         """What is said for a task that had to act, could not, and has changed nothing."""
+
+    def price(self, request: ChatRequest, usage: Usage) -> float | None:
+        """What these tokens cost with the model that is asked first; None: it has no price."""
 
 
 ChatFor = Callable[[CallContext], Door]
@@ -69,15 +72,16 @@ class Questions:
     def cut_off(self, request: ChatRequest) -> dict[str, Any]:
         """Book a call that was cut off: nobody will say what it cost, but at least all that was sent."""
         usage = estimated_usage(request, written="")
+        cost = self.door.price(request, usage)
         self._input_tokens += usage.input_tokens
-        return usage.to_json()
+        self._add(cost)
+        return booked(usage.to_json(), cost)
 
     def note(self, reply: ChatReply) -> None:
         """Count an answer, from a model or from the journal."""
         self._input_tokens += reply.usage.input_tokens
         self._output_tokens += reply.usage.output_tokens
-        if reply.cost is not None:
-            self._cost = (self._cost or 0.0) + reply.cost
+        self._add(reply.cost)
         self._last = reply
 
     def report(self) -> dict[str, Any]:
@@ -85,10 +89,14 @@ class Questions:
         counted = {"input_tokens": self._input_tokens, "output_tokens": self._output_tokens}
         last = self._last
         if last is None:
-            return counted
+            return counted if self._cost is None else {**counted, "cost": self._cost}
         told = {"endpoint": last.endpoint, "model": last.model, "cost": self._cost}
         aged = {"cached_at": last.cached_at, "age_s": last.age_s} if last.cached_at is not None else {}
         return {**counted, **told, **aged}
+
+    def _add(self, cost: float | None) -> None:
+        if cost is not None:
+            self._cost = (self._cost or 0.0) + cost
 
     def _context(self) -> CallContext:
         message = self._message
@@ -96,3 +104,8 @@ class Questions:
             tenant=message.fleet.tenant, agent=message.agent, run=str(message.id), forebears=self._above,
             deadline_at=message.fleet.deadline_at, must_act=self._must_act,
         )  # fmt: skip
+
+
+def booked(usage: Mapping[str, Any], cost: float | None) -> dict[str, Any]:
+    """What the journal keeps of a call: its tokens, and its cost where there is a price."""
+    return {**usage, **({} if cost is None else {"cost": cost})}

@@ -21,7 +21,7 @@ from shared.retrieval.ports import Passage
 from shared.retrieval.retriever import Retriever
 from workers.agents.agent import TOOLS, Tool
 from workers.agents.children import Child, Children, Home, Order, outcomes, refuse_strangers
-from workers.agents.questions import ChatFor, Questions
+from workers.agents.questions import ChatFor, Questions, booked
 from workers.agents.threads import in_thread
 
 LONGEST_WAIT_S = 366 * 86_400.0
@@ -227,7 +227,7 @@ class Run:
             kind="llm",
             request=request.question_json(),
             call=lambda: self._questions.ask(request),
-            usage_of=lambda reply: reply["usage"],
+            usage_of=lambda reply: booked(reply["usage"], reply["cost"]),
             usage_if_cut=lambda: self._questions.cut_off(request),
             retry=retry or self._retry,
         )
