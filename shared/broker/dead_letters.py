@@ -33,8 +33,8 @@ def dead_letter(publisher: Publisher, message: Any, reason: str) -> "Future[None
     """
     body = message.body
     return publisher.send(
-        {**_plain(message.headers or {}), REASON_HEADER: reason},
-        body.encode() if isinstance(body, str) else bytes(body),
+        {**_plain(message.headers or {}), REASON_HEADER: _storable(reason)},
+        body.encode(errors="surrogatepass") if isinstance(body, str) else bytes(body),
         task_id=str(uuid4()),
         routing_key=DEAD_QUEUE,
         content_type=message.content_type or "application/octet-stream",
@@ -62,12 +62,17 @@ def drain_dead_letters(connection: Connection, keep: Callable[[DeadLetter], None
 def _read(message: Any) -> DeadLetter:
     headers = _plain(message.headers or {})
     reason = headers.pop(REASON_HEADER, None) or _broker_reason(headers)
-    raw = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
+    raw = message.body.encode(errors="surrogatepass") if isinstance(message.body, str) else bytes(message.body)
     try:
         body = raw.decode()
     except UnicodeDecodeError:
         body = base64.b64encode(raw).decode()
-    return DeadLetter(str(reason), headers, body.replace("\x00", "\ufffd"))
+    return DeadLetter(_storable(str(reason)), headers, _storable(body))
+
+
+def _storable(text: str) -> str:
+    """As PostgreSQL's text can hold it: a reason quotes the message, and one that cannot be kept blocks all others."""
+    return text.encode(errors="replace").decode().replace("\x00", "\ufffd")
 
 
 def _broker_reason(headers: dict[str, Any]) -> str:

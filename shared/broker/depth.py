@@ -36,7 +36,8 @@ class DepthGauge:
                     self._connection = connect(self._knobs)
                 with self._connection.channel() as channel:
                     queue = task_queue(self._knobs, priority).bind(channel)
-                    return int(queue.queue_declare(passive=True).message_count)
+                    passive = self._knobs.is_amqp  # to Valkey a queue without messages is none
+                    return int(queue.queue_declare(passive=passive).message_count)
             except BROKER_ERRORS:
                 self._drop()
                 raise

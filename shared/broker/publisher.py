@@ -16,10 +16,11 @@ import amqp
 import structlog
 from kombu import Connection
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from shared.broker.connection import connect, safe_url
 from shared.broker.knobs import BrokerKnobs
-from shared.broker.topology import declare
+from shared.broker.topology import declare, mismatch
 from shared.contracts import CONTENT_TYPE, QUEUE, TaskMessage
 from shared.errors import PublishUnconfirmed
 
@@ -30,7 +31,7 @@ WINDOW = 256
 
 write_unconfirmed = amqp.Channel.basic_publish  # the instance's own would wait for each confirmation by itself
 
-BROKER_ERRORS = (OSError, amqp.AMQPError, OperationalError)
+BROKER_ERRORS = (OSError, amqp.AMQPError, OperationalError, RedisError)
 
 
 @dataclass(slots=True)
@@ -141,7 +142,7 @@ class Publisher:
         return None
 
     def _fail(self, batch: list[_Parcel], error: BaseException) -> None:
-        self._down_cause = str(error) or type(error).__name__
+        self._down_cause = mismatch(error) or str(error) or type(error).__name__
         self._down_until = time.monotonic() + self._knobs.retry_after_s
         log.warning("broker.publish_failed", messages=len(batch), cause=self._down_cause)
         for parcel in batch:
@@ -160,8 +161,12 @@ class _Link:
 
     def __init__(self, knobs: BrokerKnobs) -> None:
         self._connection: Connection = connect(knobs)
-        declare(self._connection, knobs)
-        self._channel: Any = self._connection.channel()
+        try:
+            declare(self._connection, knobs)
+            self._channel: Any = self._connection.channel()
+        except BaseException:
+            self.abandon()
+            raise
         self._is_amqp = knobs.is_amqp
         self._tag = 0
         self._open: dict[int, _Parcel] = {}

@@ -59,8 +59,10 @@ class _Sorting:
         consumer.qos(prefetch_count=2 * BATCH)
         consumer.consume()
         kept = 0
-        while (taken := self._next_batch()) and time.monotonic() < until:
+        while taken := self._next_batch():
             kept += taken
+            if time.monotonic() >= until:
+                break
         consumer.cancel()  # what was on its way has arrived by then
         kept += self._store()
         for message in self._left:

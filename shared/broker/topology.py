@@ -4,6 +4,7 @@ The default exchange routes by queue name, so producers in any language need no 
 `mandatory` fails when the queue is missing. Limits are stated, since RabbitMQ's own defaults differ by version.
 """
 
+import re
 from typing import Any
 
 from kombu import Connection, Exchange, Queue
@@ -49,3 +50,20 @@ def declare(connection: Connection, knobs: BrokerKnobs) -> None:
         dead_queue().bind(channel).declare()
         for queue in task_queues(knobs):
             queue.bind(channel).declare()
+
+
+_MISMATCH = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for queue '(?P<queue>[^']+)'.*?: (?P<how>.*)", re.DOTALL
+)
+
+
+def mismatch(error: BaseException) -> str | None:
+    """What to do about a queue that exists with other arguments than ours; None for any other error."""
+    found = _MISMATCH.search(str(error))
+    if found is None:
+        return None
+    queue, argument, how = found["queue"], found["argument"], " ".join(found["how"].split())
+    return (
+        f"queue {queue!r} exists on the broker with another {argument} ({how}): delete it once nothing is in it "
+        f"(rabbitmqctl delete_queue {queue}), or set FLEET_BROKER_DELIVERY_LIMIT to what it was declared with"
+    )

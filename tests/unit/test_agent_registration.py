@@ -1,6 +1,7 @@
 """From a signature to checked inputs, and what cannot be an agent."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -190,6 +191,22 @@ def test_a_module_that_cannot_be_imported_is_named_with_its_variable() -> None:
     with pytest.raises(Misconfigured, match=r"^FLEET_AGENTS: cannot import 'no.such.module'"):
         load_agents(["no.such.module"])
     assert "chat" in load_agents(["workers.agents.chat"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def broken(:", r"SyntaxError: invalid syntax \(own_agents.py, line 1\)$"),
+        ("\n1 / 0", r"ZeroDivisionError: division by zero \(.*own_agents.py, line 2\)$"),
+    ],
+)
+def test_a_module_that_breaks_while_it_is_imported_is_named_with_the_line_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    (tmp_path / "own_agents.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Misconfigured, match=f"^FLEET_AGENTS: cannot import 'own_agents': {told}"):
+        load_agents(["own_agents"])
 
 
 def test_an_agent_needs_a_place_for_its_run() -> None:

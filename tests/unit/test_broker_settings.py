@@ -3,13 +3,14 @@
 import socket
 
 import pytest
+from amqp.exceptions import PreconditionFailed
 from celery import Celery
 from celery.app.defaults import DEFAULTS
 
 from shared.broker.app import celery_settings, make_app
 from shared.broker.connection import safe_url, transport_options
 from shared.broker.knobs import BrokerKnobs
-from shared.broker.topology import dead_queue, task_queue
+from shared.broker.topology import dead_queue, mismatch, task_queue
 from shared.contracts import DEAD_QUEUE, QUEUE, QUEUES
 
 KNOBS = BrokerKnobs(delivery_limit=7, socket_timeout_s=3, connect_timeout_s=1.5, heartbeat_s=4)
@@ -96,3 +97,16 @@ def test_an_address_is_logged_without_its_password() -> None:
     shown = safe_url("amqp://user:secret@h:5672//")
     assert "secret" not in shown
     assert "h:5672" in shown
+
+
+def test_a_queue_of_other_arguments_is_told_with_the_remedy_and_nothing_else_is() -> None:
+    refused = PreconditionFailed(
+        "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit' for queue 'agent.tasks' in vhost '/': "
+        "received '7' but current is '20'"
+    )
+    assert mismatch(refused) == (
+        "queue 'agent.tasks' exists on the broker with another x-delivery-limit (received '7' but current is '20'): "
+        "delete it once nothing is in it (rabbitmqctl delete_queue agent.tasks), or set FLEET_BROKER_DELIVERY_LIMIT "
+        "to what it was declared with"
+    )
+    assert mismatch(PreconditionFailed("PRECONDITION_FAILED - unknown delivery tag 1")) is None

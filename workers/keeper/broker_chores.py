@@ -10,6 +10,7 @@ from shared.broker.dead_letters import DeadLetter, drain_dead_letters
 from shared.broker.depth import messages_ready
 from shared.broker.knobs import BrokerKnobs
 from shared.broker.publisher import BROKER_ERRORS
+from shared.broker.topology import mismatch
 from shared.ledger import dispatch as ledger
 from shared.ledger.rescue import record_dead_letter
 from shared.ledger.terms import Term
@@ -114,6 +115,6 @@ class BrokerChores:
 
     def _heard(self, error: BaseException | None) -> None:
         if error is not None and not self._is_away:
-            log.warning("keeper.broker_away", cause=str(error) or type(error).__name__)
+            log.warning("keeper.broker_away", cause=mismatch(error) or str(error) or type(error).__name__)
         self._is_away = error is not None
         self._outbox.is_broker_away = self._is_away

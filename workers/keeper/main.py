@@ -38,7 +38,7 @@ async def keep() -> None:
     stop = asyncio.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(one, stop.set)
-    serve_metrics(knobs.metrics_port)
+    serve_metrics(knobs.metrics_port, variable="FLEET_KEEPER_METRICS_PORT")
     notify(settings.notify_socket)
 
     def rounds_of(term: Term, answers_since: float) -> Rounds:
