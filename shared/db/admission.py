@@ -56,7 +56,7 @@ def _system_of(
     """Whose cluster this is, decided once: the configured primary's, or, when that is silent and every node has been
     asked, the one of which all are that answer. A node of another cluster may be the first to answer.
     """
-    if preferred in fresh:
+    if preferred is not None and preferred in fresh:
         return fresh[preferred].system_id
     systems = {facts.system_id for facts in fresh.values()}
     return systems.pop() if len(systems) == 1 and all(one.name in seen for one in nodes) else None

@@ -9,7 +9,7 @@ import psycopg
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.db import tokens
+from shared.db import carriage, tokens
 from shared.db.absence import is_absent
 from shared.db.config_file import read_layout
 from shared.db.decide import Consistency, Mode, Wish
@@ -76,7 +76,7 @@ class Database:
     ) -> AbstractAsyncContextManager[Any]:  # fmt: skip
         """A session on one connection to one node; commits at the end of `rw`, rolls back on an exception.
 
-        Inside another unit of the same task it is that unit: it ends with the outer one.
+        Inside another unit of the same task it is that unit: it ends with the outer one, which must see as much.
 
         Args:
             mode: `rw`; or `ro` for a transaction that cannot write, whatever its node becomes meanwhile.
@@ -89,16 +89,19 @@ class Database:
             PoolExhausted, and CommitUnknown when nobody knows whether it was committed. ReplicaStale when no node may
             serve the read as fresh as asked. ReadOnlyUnit for a write in `ro`.
         """
-        if (max_staleness_s is None) == (consistency == "bounded") or (mode == "rw" and consistency != "primary"):
-            raise TypeError("max_staleness_s belongs to consistency='bounded', and both to mode='ro'")
-        outer = outer_session(self, mode)
+        wish = Wish.checked(mode, consistency, max_staleness_s)
+        given = carriage.read(token, source="unit") if isinstance(token, str) else token
+        outer = outer_session(self, wish, lambda: self._believed(given))
         if outer is not None:
             return _Joined(outer)
         if self.router is None:
-            return on_the_only_node(self, mode)
-        given = tokens.parse(token) if isinstance(token, str) else token
-        wish = Wish(mode, consistency, max_staleness_s)
-        return on_a_chosen_node(self, self.router, wish, tokens.merged(tokens.current(), given))
+            return on_the_only_node(self, wish, given)
+        return on_a_chosen_node(self, self.router, wish, given)
+
+    def _believed(self, given: CausalToken | None) -> CausalToken | None:
+        if self.router is None:
+            return tokens.merged(tokens.current(), given)
+        return self.router.believed(given)
 
     async def direct(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
         """A driver connection to the primary in autocommit, for a loop that keeps it: the caller closes it.
@@ -119,6 +122,7 @@ class Database:
             if router is not None and name is not None:
                 await router.doubt(name)
             raise
+        pool.kept.add(link)
         if router is not None and name is not None and link.is_standby:
             await link.close()
             await router.doubt(name)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.db.facts import Cluster, Standing
-from shared.db.tokens import CausalToken
+from shared.db.tokens import CausalToken, merged
 
 Mode = Literal["rw", "ro"]
 Consistency = Literal["primary", "causal", "bounded", "eventual"]
@@ -24,6 +24,31 @@ class Wish:
     """Whether a causal read may wait for a replica."""
     reads: Literal["replicas", "primary"] = "replicas"
     """The configuration's rule for reads."""
+
+    def covers(self, token: CausalToken | None, inner: "Wish", inner_token: CausalToken | None) -> bool:
+        """Whether a unit inside this one sees at least what it asks for, wherever this one went."""
+        if self.mode == "rw" or self.consistency == "primary" or inner.consistency == "eventual":
+            return True
+        if self.consistency == "causal" and inner.consistency == "causal":
+            if token is None or inner_token is None:
+                return True
+            ahead = merged(token, inner_token)
+            return ahead is not None and ahead.place == token.place
+        if self.consistency == "bounded" and inner.consistency == "bounded":
+            return (self.max_staleness_s or 0.0) <= (inner.max_staleness_s or 0.0)
+        return False
+
+    def words(self, token: CausalToken | None) -> str:
+        """As callers write it."""
+        what = f"consistency='{self.consistency}'"
+        if self.max_staleness_s is not None:
+            return f"{what}, max_staleness_s={self.max_staleness_s:g}"
+        return f"{what} at {token.position}" if token is not None and self.consistency == "causal" else what
+
+    @property
+    def marks_end(self) -> bool:
+        """Whether what comes later must not fall behind this unit: reads of any age promise no order."""
+        return self.consistency in ("primary", "causal")
 
     @classmethod
     def checked(cls, mode: Mode, consistency: Consistency, max_staleness_s: float | None) -> "Wish":

@@ -1,33 +1,43 @@
 """The driver's connection, made honest: no wait without a limit, no silent demotion, no COMMIT of unknown end."""
 
+import asyncio
 import time
+from contextlib import suppress
+from os import dup
+from socket import SHUT_RDWR, socket
 from typing import Any, NoReturn, Self, TypeVar
 
 import psycopg
 from psycopg import generators
 from psycopg.abc import PQGen
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 RV = TypeVar("RV")
 
 END_HERE = (
-    b"COMMIT; SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END,"
+    b"COMMIT; SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()"
+    b" WHEN current_setting('synchronous_commit') = 'off' THEN pg_current_wal_insert_lsn()"
+    b" ELSE pg_current_wal_flush_lsn() END,"
     b" CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END"
 )
 """One round trip: the position is taken after the commit is on disk, never before it.
 
 In one simple query a failed COMMIT ends the rest. Not `pg_current_wal_insert_lsn()`: on a quiet server nobody flushes
-what it may cover, for many seconds; not `pg_control_checkpoint()`: it shows the old timeline after a promotion.
+what it may cover, for many seconds (only with synchronous_commit = off, where a commit may not be flushed itself, by a
+role's setting; within units it is refused); not `pg_control_checkpoint()`: it shows the old timeline after a promotion.
 """
 GONE = frozenset({"57P01", "57P02", "57P03"})
 """The server ends the connection: shutdown, crash of another backend, starting or stopping."""
-COMMITTED_HERE_ONLY = "01000"
-"""A warning at COMMIT: a wait for standbys was cancelled; the commit stands on this server, perhaps nowhere else."""
+WAIT_FOR_STANDBYS = "syncrep.c"
+"""Where the server warns that a commit's wait for standbys was cancelled: it stands on this server, perhaps nowhere
+else. By the file, which no language changes: the warning's own code, 01000, is that of any RAISE WARNING."""
+CANCEL_WITHIN_S = 0.5
+"""Seconds for the server to take back what was cancelled, and to say so, before the connection is cut."""
 
 
-class Link(psycopg.AsyncConnection[Any]):
-    """An asynchronous connection that keeps a limit on each exchange with the server."""
+class Honest(psycopg.BaseConnection[Any]):
+    """What both kinds of connection remember, and conclude from what the server says."""
 
     limit_s: float | None = None
     """Seconds after which a silent server is given up and the connection cut."""
@@ -40,69 +50,59 @@ class Link(psycopg.AsyncConnection[Any]):
     is_committing: bool = False
     """COMMIT was sent, and its answer is not here."""
     is_unreplicated: bool = False
+    """A wait for standbys was cancelled: what was committed may not be there."""
+    is_demoted: bool = False
+    """See `cut`."""
     opened_at: float = 0.0
     """When it was asked for, on the monotonic clock."""
-
-    @classmethod
-    async def open(cls, *, limit_s: float | None = None, writes: bool = True, **parameters: Any) -> Self:
-        """Connect as psycopg does, within `connect_timeout`."""
-        opened_at = time.monotonic()
-        link = await cls.connect(**parameters)
-        link.limit_s, link.writes, link.opened_at = limit_s, writes, opened_at
-        link.add_notice_handler(link._hear)
-        return link
 
     @property
     def is_standby(self) -> bool:
         """Whether the server said with its last message that it is one: no round trip."""
         return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
 
-    async def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """See psycopg; a server that stays silent or steps down is given up."""
-        limit_s = self.limit_s if timeout is None else timeout
-        try:
-            return await super().wait(gen, interval, limit_s)
-        except psycopg.errors._WaitTimeout:
-            if timeout is not None:
-                raise
-            self.pgconn.finish()
-            raise psycopg.OperationalError(f"the server has been silent for {limit_s:g} s: connection cut") from None
-        except psycopg.Error as error:
-            self._judge(error)
-            raise
-
-    async def commit(self) -> None:
-        """Commit, and know afterwards whether the answer came; see `end`."""
-        if self.pgconn.transaction_status == TransactionStatus.IDLE:
-            return
+    def _begin_commit(self) -> None:
+        if self.is_demoted:  # or else it would be unknown whether it was committed
+            raise psycopg.OperationalError("the server does not lead any more: nothing was committed")
         self.end, self.is_unreplicated, self.is_committing = None, False, True
-        try:
-            if not self.marks_end or self.pgconn.transaction_status != TransactionStatus.INTRANS:
-                await super().commit()
-            else:
-                await self._commit_and_mark()
-        except psycopg.Error as error:
-            self.is_committing = self.pgconn.status != psycopg.pq.ConnStatus.OK or error.sqlstate in GONE
-            raise
-        self.is_committing = False
 
-    async def _commit_and_mark(self) -> None:
-        """As psycopg's own commit, with a second result; a cursor would cost a third of a short read."""
-        async with self.lock:
-            first, *more = await self.wait(self._end_gen())
-        for result in (first, *more):
-            if result.status == ExecStatus.FATAL_ERROR:
-                raise psycopg.errors.error_from_result(result, encoding=self.info.encoding)
-        # A transaction that had failed is rolled back, as with plain COMMIT: nothing has ended anywhere.
-        position = more[0].get_value(0, 0) if more and first.command_status == b"COMMIT" else None
-        if position is not None:
-            wal_file = more[0].get_value(0, 1)
-            self.end = (position.decode(), wal_file.decode() if wal_file else None)
+    def _commit_failed(self, error: psycopg.Error) -> None:
+        self.is_committing = self.pgconn.status != psycopg.pq.ConnStatus.OK or error.sqlstate in GONE
+
+    @property
+    def _is_to_mark(self) -> bool:
+        return self.marks_end and self.pgconn.transaction_status == TransactionStatus.INTRANS
 
     def _end_gen(self) -> PQGen[list[PGresult]]:
         self.pgconn.send_query(END_HERE)
         results: list[PGresult] = yield from generators.execute(self.pgconn)
         return results
+
+    def _mark(self, results: list[PGresult]) -> None:
+        first, *more = results
+        if first.status == ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(first, encoding=self.info.encoding)
+        # A transaction that had failed is rolled back, as with plain COMMIT: nothing has ended anywhere. And where only
+        # the question has failed, the commit stands.
+        is_told = first.command_status == b"COMMIT" and more and more[0].status == ExecStatus.TUPLES_OK
+        position = more[0].get_value(0, 0) if is_told else None
+        if position is not None:
+            wal_file = more[0].get_value(0, 1)
+            self.end = (position.decode(), wal_file.decode() if wal_file else None)
+
+    def cut(self) -> None:
+        """The server does not lead any more: whoever waits for it is told at once, in whatever thread."""
+        self.is_demoted = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self.pgconn.status == ConnStatus.OK:
+            with suppress(OSError), socket(fileno=dup(self.pgconn.socket)) as line:
+                line.shutdown(SHUT_RDWR)
+
+    def _give_up(self, limit_s: float | None) -> NoReturn:
+        self.pgconn.finish()
+        raise psycopg.OperationalError(f"the server has been silent for {limit_s:g} s: connection cut") from None
 
     def _judge(self, error: psycopg.Error) -> None:
         """Cut a connection of which nothing good can come: the pool then drops it and its elders."""
@@ -116,6 +116,68 @@ class Link(psycopg.AsyncConnection[Any]):
     def _demoted(error: psycopg.Error) -> NoReturn:
         raise psycopg.OperationalError(f"the server takes no writes (any more): {error}") from error
 
+    def _committed_here_only(self) -> NoReturn:
+        self.is_unreplicated = False
+        raise psycopg.OperationalError("committed, but a wait for standbys was cancelled: they may not have it")
+
     def _hear(self, notice: psycopg.errors.Diagnostic) -> None:
-        if self.is_committing and notice.sqlstate == COMMITTED_HERE_ONLY:
+        if notice.source_file == WAIT_FOR_STANDBYS:
             self.is_unreplicated = True
+
+
+class Link(Honest, psycopg.AsyncConnection[Any]):
+    """An asynchronous connection that keeps a limit on each exchange with the server."""
+
+    _shears: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def open(cls, *, limit_s: float | None = None, writes: bool = True, **parameters: Any) -> Self:
+        """Connect as psycopg does, within `connect_timeout`."""
+        opened_at = time.monotonic()
+        link = await cls.connect(**parameters)
+        link.limit_s, link.writes, link.opened_at = limit_s, writes, opened_at
+        link.add_notice_handler(link._hear)
+        return link
+
+    async def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """See psycopg; a server that stays silent or steps down is given up."""
+        limit_s = self.limit_s if timeout is None else timeout
+        try:
+            result = await super().wait(gen, interval, limit_s)
+        except psycopg.errors._WaitTimeout:
+            if timeout is not None:
+                raise
+            self._give_up(limit_s)
+        except psycopg.Error as error:
+            self._judge(error)
+            raise
+        finally:
+            if self._shears is not None:
+                self._shears.cancel()
+                self._shears = None
+        if self.is_unreplicated and self._autocommit:
+            self._committed_here_only()
+        return result
+
+    async def _try_cancel(self, *, timeout: float = CANCEL_WITHIN_S) -> None:
+        """See psycopg, which would wait for ten seconds: cut the connection unless the server obeys soon."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CANCEL_WITHIN_S):
+                await super()._try_cancel(timeout=CANCEL_WITHIN_S)
+        self._shears = asyncio.get_running_loop().call_later(CANCEL_WITHIN_S, self._hang_up)
+
+    async def commit(self) -> None:
+        """Commit, and know afterwards whether the answer came; see `end`."""
+        if self.pgconn.transaction_status == TransactionStatus.IDLE:
+            return
+        self._begin_commit()
+        try:
+            if self._is_to_mark:  # a cursor would cost a third of a short read
+                async with self.lock:
+                    self._mark(await self.wait(self._end_gen()))
+            else:
+                await super().commit()
+        except psycopg.Error as error:
+            self._commit_failed(error)
+            raise
+        self.is_committing = False

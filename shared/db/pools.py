@@ -1,22 +1,26 @@
 """One node's connections: how they are made, what they carry, and who holds them."""
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from typing import Any
+from weakref import WeakSet
 
+import psycopg
 from sqlalchemy import event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.db.knobs import DbKnobs
-from shared.db.link import Link
+from shared.db.link import Honest, Link
 from shared.db.sessions import guard
 from shared.errors import PoolExhausted
 
-UNAVAILABLE = (DBAPIError, OSError, TimeoutError, PoolTimeout)
+FAILURES = (DBAPIError, PoolTimeout, InvalidRequestError)
+"""What may be the server's doing. Not OSError: the driver raises none, and the caller's own work inside a unit may."""
 
 
 def connect_args(knobs: DbKnobs, *, application_name: str) -> dict[str, Any]:
@@ -38,13 +42,39 @@ def is_unavailable(error: BaseException) -> bool:
     """Whether the server or the way to it is gone, rather than the statement being wrong."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
-    return isinstance(error, OSError | TimeoutError | PoolTimeout)
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | OSError | TimeoutError | PoolTimeout)
 
 
 def first_line(error: BaseException) -> str:
     """What a person needs of a driver's error."""
     cause = getattr(error, "orig", None) or error
     return (str(cause) or type(cause).__name__).splitlines()[0]
+
+
+Links = dict[Any, Honest]
+"""Connections in use, by their place in a pool."""
+
+
+def watch(engine: Engine, knobs: DbKnobs, *, writes: bool, links: Links) -> None:
+    """A pooled connection is pinged with little patience and used with as much as a statement may take; see `guard`."""
+    statement_s = knobs.statement_timeout_s + knobs.answer_timeout_s
+
+    def out(_connection: Any, record: Any, _proxy: Any) -> None:
+        link: Honest = record.driver_connection
+        if writes and knobs.pooler == "none" and link.is_standby:
+            raise InvalidatePoolError("the server is a standby")
+        link.limit_s, link.is_committing = statement_s, False
+        links[record] = link
+
+    def back(connection: Any, record: Any) -> None:
+        links.pop(record, None)
+        if connection is not None:
+            link: Honest = record.driver_connection
+            link.limit_s, link.marks_end, link.end = knobs.answer_timeout_s, False, None
+
+    event.listen(engine.pool, "checkout", out)
+    event.listen(engine.pool, "checkin", back)
+    guard(engine, always=not writes)
 
 
 class Pool:
@@ -55,46 +85,35 @@ class Pool:
     ) -> None:  # fmt: skip
         self.url: URL = make_url(url)
         self.size = pool_size or knobs.pool_size
-        self._knobs = knobs
-        self._holders: dict[object, tuple[asyncio.Task[object] | None, float]] = {}
+        self.knobs = knobs
+        self.writes = writes
+        self.links: Links = {}
+        self.kept: WeakSet[Honest] = WeakSet()
+        """Connections beside the pool that somebody keeps."""
+        self._holders: dict[object, tuple[asyncio.Task[object] | str, float]] = {}
         parameters = connect_args(knobs, application_name=application_name)
         if not writes and knobs.pooler == "none":
             # After a promotion these connections would otherwise write: nobody tells them that their node has changed.
             parameters["options"] += " -c default_transaction_read_only=on"
+        self.options: dict[str, Any] = {
+            "pool_size": self.size,
+            "max_overflow": self.size,
+            "pool_timeout": knobs.connect_timeout_s,
+            "pool_recycle": knobs.pool_recycle_s,
+            "pool_pre_ping": True,
+            "connect_args": parameters,
+        }
+        """What an engine to this node is made with."""
+        creator = {"async_creator_fn": Link.open, "writes": writes, "limit_s": knobs.answer_timeout_s}
         self.engine: AsyncEngine = create_async_engine(
-            self.url,
-            pool_size=self.size,
-            max_overflow=self.size,
-            pool_timeout=knobs.connect_timeout_s,
-            pool_recycle=knobs.pool_recycle_s,
-            pool_pre_ping=True,
-            connect_args={**parameters, "async_creator_fn": Link.open, "writes": writes},
+            self.url, **self.options | {"connect_args": {**parameters, **creator}}
         )
-        self._watch(writes=writes)
-        guard(self.engine.sync_engine, always=not writes)
-
-    def _watch(self, *, writes: bool) -> None:
-        """A pooled connection is pinged with little patience, and used with as much as a statement may take."""
-        statement_s = self._knobs.statement_timeout_s + self._knobs.answer_timeout_s
-
-        def out(connection: Any, _record: Any, _proxy: Any) -> None:
-            link: Link = connection.driver_connection
-            if writes and self._knobs.pooler == "none" and link.is_standby:
-                raise InvalidatePoolError("the server is a standby")
-            link.limit_s, link.is_committing = statement_s, False
-
-        def back(connection: Any, _record: Any) -> None:
-            if connection is not None:
-                link: Link = connection.driver_connection
-                link.limit_s, link.marks_end, link.end = self._knobs.answer_timeout_s, False, None
-
-        event.listen(self.engine.sync_engine.pool, "checkout", out)
-        event.listen(self.engine.sync_engine.pool, "checkin", back)
+        watch(self.engine.sync_engine, knobs, writes=writes, links=self.links)
 
     def hold(self) -> object:
         """Note who uses, or waits for, a connection: said when there are no more. Give the answer to `let_go`."""
         holding = object()
-        self._holders[holding] = (asyncio.current_task(), time.monotonic())
+        self._holders[holding] = (_who(), time.monotonic())
         return holding
 
     def let_go(self, holding: object) -> None:
@@ -109,18 +128,34 @@ class Pool:
     def exhausted(self) -> PoolExhausted:
         """The error of a pool that had no connection in time."""
         now = time.monotonic()
-        names = Counter(task.get_name() if task else "?" for task, _ in self._holders.values())
-        oldest_s = max((now - since for _, since in self._holders.values()), default=0.0)
+        holders = list(self._holders.values())
+        names = Counter(one if isinstance(one, str) else one.get_name() for one, _ in holders)
+        oldest_s = max((now - since for _, since in holders), default=0.0)
         who = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in names.most_common(5))
         return PoolExhausted(
-            f"no connection to {self.url.host}:{self.url.port} within {self._knobs.connect_timeout_s} s: all"
+            f"no connection to {self.url.host}:{self.url.port} within {self.knobs.connect_timeout_s} s: all"
             f" {2 * self.size} of this process are in use, the oldest for {oldest_s:.1f} s; held or awaited by {who}",
             retry_after_s=0.1,
         )
 
+    async def demote(self) -> None:
+        """The node does not lead any more: cut the connections in use, and close the idle ones."""
+        for link in (*self.links.values(), *self.kept):
+            link.cut()
+        await self.close()
+
     async def close(self) -> None:
         """Close every connection: idle ones now, those in use when they come back."""
         await self.engine.dispose()
+
+
+def _who() -> asyncio.Task[object] | str:
+    """The task at work; in a thread without a loop, the thread."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return task or f"thread {threading.current_thread().name}"
 
 
 def is_standby(error: BaseException) -> bool:

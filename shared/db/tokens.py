@@ -26,6 +26,11 @@ class CausalToken:
         return f"wt1.{self.system_id:x}.{self.timeline}.{self.lsn:x}.{self.minted_ms}"
 
     @property
+    def place(self) -> tuple[int, int, int]:
+        """What it demands, whenever it was minted."""
+        return self.system_id, self.timeline, self.lsn
+
+    @property
     def position(self) -> str:
         """For people: `0/16B3748 on timeline 2`."""
         return f"{lsn_text(self.lsn)} on timeline {self.timeline}"
