@@ -7,7 +7,7 @@ from anthropic import APIConnectionError, APIStatusError, AsyncAnthropic
 
 from shared.clock import Clock, SystemClock
 from shared.llm.anthropic_dialect import AnthropicDialect
-from shared.llm.client import http_client, pooled_transport, spoken_name
+from shared.llm.client import http_client, spoken_name, transport_of
 from shared.llm.knobs import LLMKnobs
 from shared.llm.messages import Json
 from shared.llm.wire import OnLimits, WireChat
@@ -27,7 +27,7 @@ class AnthropicChat(WireChat):
         on_limits: OnLimits | None = None,
     ) -> None:
         key = knobs.api_key.get_secret_value()
-        transport = pooled_transport(knobs, headers={"x-api-key": key, "anthropic-version": API_VERSION})
+        transport = transport_of(knobs, headers={"x-api-key": key, "anthropic-version": API_VERSION})
         client = AsyncAnthropic(
             base_url=knobs.base_url.rstrip("/").removesuffix("/v1"),
             api_key="added-by-the-transport",

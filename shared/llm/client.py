@@ -7,17 +7,17 @@ import httpx2
 
 from shared.errors import Misconfigured
 from shared.llm.knobs import LLMKnobs
-from shared.llm.transport import PooledTransport
+from shared.llm.transport import EndpointTransport
 
 
-def pooled_transport(knobs: LLMKnobs, *, headers: Mapping[str, str]) -> PooledTransport:
+def transport_of(knobs: LLMKnobs, *, headers: Mapping[str, str]) -> EndpointTransport:
     """The connections to one endpoint.
 
     Raises: Misconfigured when the key cannot be sent in a header, a line break from a file being the usual reason.
     """
     if not all(value.isascii() and value.isprintable() for value in headers.values()):
         raise Misconfigured("the API key has characters that no HTTP header takes: remove line breaks and blanks")
-    return PooledTransport(
+    return EndpointTransport(
         max_connections=knobs.max_connections,
         keepalive_s=knobs.keepalive_s,
         stall_s=knobs.connect_timeout_s,
@@ -26,7 +26,7 @@ def pooled_transport(knobs: LLMKnobs, *, headers: Mapping[str, str]) -> PooledTr
     )
 
 
-def http_client(knobs: LLMKnobs, transport: PooledTransport) -> httpx2.AsyncClient:
+def http_client(knobs: LLMKnobs, transport: EndpointTransport) -> httpx2.AsyncClient:
     """A client that listens to nothing but its arguments."""
     return httpx2.AsyncClient(
         transport=transport,

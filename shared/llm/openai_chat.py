@@ -6,7 +6,7 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
 from shared.clock import Clock, SystemClock
-from shared.llm.client import http_client, pooled_transport, spoken_name
+from shared.llm.client import http_client, spoken_name, transport_of
 from shared.llm.knobs import LLMKnobs
 from shared.llm.messages import Json
 from shared.llm.openai_dialect import OpenAIDialect
@@ -26,7 +26,7 @@ class OpenAIChat(WireChat):
     ) -> None:
         key = knobs.api_key.get_secret_value()
         own = {"api-key": key} if knobs.key_header == "api-key" else {"authorization": f"Bearer {key}"}
-        transport = pooled_transport(knobs, headers=own)
+        transport = transport_of(knobs, headers=own)
         base_url = httpx2.URL(knobs.base_url)
         client = AsyncOpenAI(
             base_url=base_url.copy_with(query=None),

@@ -5,7 +5,7 @@ from typing import Literal
 
 from shared.llm.knobs import LLMKnobs
 
-Phase = Literal["first_token", "idle", "throughput", "total", "deadline"]
+Phase = Literal["pool", "first_token", "idle", "throughput", "total", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from shared.llm.answer import estimated_usage
 from shared.llm.dialect import Dialect
 from shared.llm.knobs import LLMKnobs
 from shared.llm.limits_seen import limits_seen
-from shared.llm.messages import ChatReply, ChatRequest, Json
+from shared.llm.messages import ChatReply, ChatRequest, Json, Usage
 from shared.llm.reading import Reader
 from shared.llm.sse import EventReader
 from shared.llm.timeouts import Limit, Pace, TotalLimit, total_limit
-from shared.llm.transport import PooledTransport, Turn
+from shared.llm.transport import EndpointTransport, Turn
 from shared.resilience import deadline
 from shared.resilience.exchange import LimitsSeen
 
@@ -53,6 +53,11 @@ class Call:
     written: int = 0
 
     @property
+    def has_begun(self) -> bool:
+        """Whether anything was done for it: until then it waits for a turn, or for a connection of this process."""
+        return self.turn is not None and self.turn.has_begun
+
+    @property
     def may_be_billed(self) -> bool:
         """Whether the endpoint has the request: it may be working, and counting."""
         return self.turn is not None and self.turn.is_sent
@@ -68,7 +73,7 @@ class WireChat:
         endpoint: str,
         dialect: Dialect,
         send: Send,
-        transport: PooledTransport,
+        transport: EndpointTransport,
         close: Callable[[], Awaitable[None]],
         clock: Clock,
         on_limits: OnLimits | None = None,
@@ -90,7 +95,7 @@ class WireChat:
         call = self._call(request)
         limit = Limit(asyncio.get_running_loop().time() + call.total.seconds, call.total.phase, call.total.seconds)
         try:
-            response = await self._within(limit, self._open(call, stream=False))
+            response = await self._opened(limit, call, stream=False)
             return self._reader.reply(response, request=request, model=call.model, seconds=self._seconds(call))
         except FleetError as failure:
             self._book(failure, call)
@@ -102,7 +107,7 @@ class WireChat:
         call = self._call(request)
         pace = Pace(self._knobs, started_s=now(), total=call.total)
         try:
-            response = await self._within(pace.limit(), self._open(call, stream=True))
+            response = await self._opened(pace.limit(), call, stream=True)
             try:
                 if _is_stream(response):
                     async with aclosing(self._pieces(response, call, pace)) as pieces:
@@ -132,6 +137,15 @@ class WireChat:
         total = total_limit(self._knobs, wanted_s=request.timeout_s, left_s=left_s)
         return Call(request, request.model or self._knobs.model, total, self._clock.monotonic())
 
+    async def _opened(self, limit: Limit, call: Call, *, stream: bool) -> httpx2.Response:
+        """Open in time; a call that this process itself kept back until then says nothing about the endpoint."""
+        try:
+            return await self._within(limit, self._open(call, stream=stream))
+        except LLMTimeout:
+            if call.has_begun:
+                raise
+            raise self._too_late(replace(limit, phase="pool")) from None
+
     async def _open(self, call: Call, *, stream: bool) -> httpx2.Response:
         async with self._transport.starting() as call.turn:
             max_tokens = call.request.max_tokens or self._knobs.max_tokens
@@ -159,7 +173,8 @@ class WireChat:
                         break
                     heard = self._reader.add(fold, event, headers=response.headers)
                     call.tokens += heard.tokens
-                    if heard.tokens and (broken := pace.heard(now(), tokens=heard.tokens)) is not None:
+                    broken = pace.heard(now(), tokens=heard.tokens) if heard.tokens else None
+                    if broken is not None and not fold.is_whole:
                         raise self._too_late(broken)
                     if heard.text:
                         call.written += len(heard.text)
@@ -229,7 +244,9 @@ class WireChat:
         if call.written:
             failure.context["written"] = call.written
         is_late = isinstance(failure, LLMTimeout) and "status" not in failure.context
-        if "usage" not in failure.context and (call.tokens or (is_late and call.may_be_billed)):
+        if is_late and not call.may_be_billed:
+            failure.context["usage"] = Usage(0, 0).to_json()
+        if "usage" not in failure.context and (call.tokens or is_late):
             usage = replace(estimated_usage(call.request, written=""), output_tokens=call.tokens)
             failure.context["usage"] = usage.to_json()
 

@@ -192,6 +192,45 @@ async def test_a_trickle_above_the_idle_limit_falls_under_the_floor(server: Chat
     await chat.aclose()
 
 
+async def test_an_answer_that_ends_too_slowly_but_whole_is_an_answer(server: ChatServer) -> None:
+    server.script.append(streams([event(chunk("x")), event(chunk("!", finish_reason="stop")), DONE], every_s=0.3))
+    chat = open_adapter(LLMKnobs(base_url=server.base_url, min_tokens_per_s=50, throughput_window_s=0.2))
+    text, reply = await heard(chat)
+    assert isinstance(reply, ChatReply), reply
+    assert (text, reply.finish_reason) == ("x!", "stop")
+    await chat.aclose()
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_call_that_finds_no_free_connection_of_its_own_process_says_nothing_about_the_endpoint(
+    server: ChatServer, streamed: bool
+) -> None:
+    server.script.append(repeats(event(chunk("x")), every_s=0.05))
+    full = LLMKnobs(
+        base_url=server.base_url, max_connections=1, stream_answers=streamed, first_token_timeout_s=0.5,
+        total_timeout_s=0.5,
+    )  # fmt: skip
+    chat = open_adapter(full)
+    holding = asyncio.create_task(chat.chat(ChatRequest(QUESTION.messages, timeout_s=30.0)))
+    while not server.requests:
+        await asyncio.sleep(0.01)
+    with pytest.raises(LLMTimeout) as caught:
+        await chat.chat(QUESTION)
+    outcome = classify(caught.value)
+    assert (outcome.kind, outcome.learn, outcome.next) == ("local", "neutral", "next_endpoint")
+    assert caught.value.context["phase"] == "pool" and outcome.usage == Usage(0, 0)
+    holding.cancel()
+    await asyncio.gather(holding, return_exceptions=True)
+    server.script.append(stays_silent())
+    with pytest.raises(LLMTimeout) as sent:
+        await chat.chat(QUESTION)
+    outcome = classify(sent.value, usual_s=0.1)
+    assert (outcome.kind, outcome.learn) == ("timeout", "failure"), "this one was sent"
+    assert outcome.usage is not None and outcome.usage.input_tokens > 0
+    assert len(server.requests) == 2
+    await chat.aclose()
+
+
 async def test_a_reader_who_takes_his_time_is_not_the_endpoints_fault(chat: Adapter, server: ChatServer) -> None:
     server.script.append(streams(told("a", "b", "c"), every_s=0.02))
     async with aclosing(chat.stream(QUESTION)) as items:

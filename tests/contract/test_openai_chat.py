@@ -1,6 +1,7 @@
 """The OpenAI-compatible adapter against a server that misbehaves in every way a provider has."""
 
 import asyncio
+import gzip
 import json
 import socket
 import traceback
@@ -192,6 +193,35 @@ async def test_more_calls_than_connections_wait_their_turn_and_all_are_answered(
     replies = await asyncio.gather(*[chat.chat(QUESTION) for _ in range(100)])
     assert {reply.text for reply in replies} == {"hello"}
     assert len(replies) == len(server.requests) == 100
+    await chat.aclose()
+
+
+async def test_a_connection_serves_one_call_after_the_other(chat: OpenAIChat, server: ChatServer) -> None:
+    for _ in range(3):
+        await chat.chat(QUESTION)
+    assert (len(server.requests), server.connections) == (3, 1)
+
+
+async def test_a_connection_of_an_unread_answer_is_not_used_again(chat: OpenAIChat, server: ChatServer) -> None:
+    server.script.append(drips(http(200, WHOLE), every_s=1.0))
+    with pytest.raises(LLMTimeout):
+        await chat.chat(ChatRequest(QUESTION.messages, timeout_s=0.2))
+    assert (await chat.chat(QUESTION)).text == "hello"
+    assert server.connections == 2
+
+
+async def test_a_compressed_answer_is_read(chat: OpenAIChat, server: ChatServer) -> None:
+    server.script.append(sends(http(200, gzip.compress(WHOLE), content_encoding="gzip")))
+    assert (await chat.chat(QUESTION)).text == "hello"
+    assert "gzip" in server.headers[0]["accept-encoding"]
+
+
+async def test_a_call_goes_by_way_of_its_endpoint_s_proxy(server: ChatServer) -> None:
+    """The server plays the proxy: it is asked for the endpoint's whole address."""
+    proxy = server.base_url.removesuffix("/v1")
+    chat = OpenAIChat(LLMKnobs(base_url="http://192.0.2.1/v1", proxy_url=proxy, model="m"))
+    assert (await chat.chat(QUESTION)).text == "hello"
+    assert server.paths == ["http://192.0.2.1/v1/chat/completions"]
     await chat.aclose()
 
 
