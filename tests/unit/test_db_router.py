@@ -1,0 +1,249 @@
+"""The router over nodes that only say what they are: who leads, who is cut off, what falls on the primary, and when."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from shared.db import router as routing
+from shared.db.decide import Wish
+from shared.db.facts import Facts, NodeAddress
+from shared.db.knobs import DbKnobs
+from shared.db.router import Place, Router
+from shared.db.tokens import CausalToken, carrying
+from shared.db.topology import Layout
+from shared.errors import PrimaryLost, ReplicaStale
+from shared.telemetry import db_metrics as metrics
+
+SYSTEM = 7
+CAUSAL = Wish("ro", "causal")
+Say = Callable[[], Facts | None]
+
+
+def leads(*, timeline: int = 1, lsn: int = 100, system_id: int = SYSTEM) -> Facts:
+    return Facts(0.0, is_primary=True, system_id=system_id, timeline=timeline, lsn=lsn, clock_s=1.0, beat_s=0.0)
+
+
+def follows(*, timeline: int = 1, lsn: int = 100) -> Facts:
+    return Facts(
+        0.0, is_primary=False, system_id=SYSTEM, timeline=timeline, lsn=lsn, is_streaming=True, receiver="streaming"
+    )
+
+
+class Nodes:
+    """What each node says of itself, if anything; and who was given a heartbeat."""
+
+    def __init__(self, **says: Facts | None) -> None:
+        self.says = dict(says)
+        self.beats: list[str] = []
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+
+    def eye(self, url: Any, **_: Any) -> "FakeEye":
+        return FakeEye(self, url.host)
+
+
+class FakeEye:
+    """Stands for `shared.db.look.Eye`."""
+
+    def __init__(self, nodes: Nodes, name: str) -> None:
+        self.nodes, self.name = nodes, name
+
+    async def look(self) -> Facts | None:
+        began = monotonic()
+        await self.nodes.is_open.wait()
+        facts = self.nodes.says[self.name]
+        return None if facts is None else replace(facts, seen_at=began)
+
+    async def beat(self, _seen: Facts) -> None:
+        self.nodes.beats.append(self.name)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@asynccontextmanager
+async def router_over(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> AsyncIterator[Router]:
+    monkeypatch.setattr(routing, "Eye", nodes.eye)
+    url = "postgresql+psycopg://fleet@{}:1/fleet"
+    layout = Layout(tuple(NodeAddress(name, url.format(name)) for name in nodes.says))
+    how: dict[str, Any] = {"look_every_s": 0.01, "overflow_wait_s": 0.05, "causal_wait_s": 0.01, **knobs}
+    router = Router(layout, DbKnobs(**how), application_name="test")
+    with carrying(None):
+        try:
+            yield router
+        finally:
+            await router.close()
+
+
+async def until(check: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not check():
+            await asyncio.sleep(0.002)
+
+
+def leader(router: Router) -> str | None:
+    return router.cluster.primary.name if router.cluster.primary else None
+
+
+class Line:
+    """Stands for a connection that somebody uses."""
+
+    is_cut = False
+
+    def cut(self) -> None:
+        self.is_cut = True
+
+
+def count(counter: Any, *labels: str) -> float:
+    return float((counter.labels(*labels) if labels else counter)._value.get())
+
+
+async def test_after_silence_another_primary_cuts_the_old_ones_connections_and_counts_as_one_failover(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = Nodes(a=leads(), b=follows(), c=follows())
+    async with router_over(nodes, monkeypatch) as router:
+        await router.place(Wish(), None)
+        failovers, line = count(metrics.FAILOVERS), Line()
+        router.nodes["a"].writer.links["someone"] = line  # type: ignore[assignment]
+        nodes.says["a"] = None
+        await until(lambda: leader(router) is None)
+        assert not line.is_cut, "silence says nothing: it may be ours"
+        nodes.says["a"] = leads()
+        await until(lambda: leader(router) == "a")
+        assert (line.is_cut, count(metrics.FAILOVERS)) == (False, failovers)
+        nodes.says["a"] = None
+        await until(lambda: leader(router) is None)
+        nodes.says |= {"b": leads(timeline=2), "c": follows(timeline=2)}
+        await until(lambda: line.is_cut)
+        assert (leader(router), count(metrics.FAILOVERS)) == ("b", failovers + 1)
+
+
+async def test_a_primary_that_calls_itself_a_standby_is_cut_before_another_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch) as router:
+        await router.place(Wish(), None)
+        line = Line()
+        router.nodes["a"].writer.links["someone"] = line  # type: ignore[assignment]
+        nodes.says["a"] = follows()
+        await until(lambda: line.is_cut)
+        assert leader(router) is None
+
+
+async def test_only_the_primary_is_given_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(a=leads(timeline=2), b=leads(timeline=1), c=leads(system_id=8, timeline=9))
+    async with router_over(nodes, monkeypatch) as router:
+        await router.place(Wish(), None)
+        await until(lambda: len(nodes.beats) > 3)
+        assert set(nodes.beats) == {"a"}
+
+
+async def test_whoever_comes_during_the_first_look_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    nodes.is_open.clear()
+    async with router_over(nodes, monkeypatch) as router:
+        units = [asyncio.create_task(router.place(Wish("ro", "eventual"), None)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert not any(unit.done() for unit in units)
+        nodes.is_open.set()
+        assert {place.node for place in await asyncio.gather(*units)} == {"b"}
+
+
+async def test_reads_without_a_token_do_not_all_fall_on_the_primary_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch, overflow=2) as router:
+        places = await asyncio.gather(*(router.place(CAUSAL, None) for _ in range(5)), return_exceptions=True)
+        assert [place.node for place in places if isinstance(place, Place)] == ["a", "a"]
+        refused = [one for one in places if isinstance(one, ReplicaStale)]
+        assert len(refused) == 3
+        assert refused[0].message.startswith("no token") and "2 such reads are on the primary" in refused[0].message
+
+
+@pytest.mark.parametrize(("wish", "taken"), [(Wish("ro", "eventual"), 1), (Wish("ro", "bounded", 5.0), 1), (CAUSAL, 2)])
+async def test_with_every_replica_down_the_primary_takes_a_few_reads_of_each_kind(
+    monkeypatch: pytest.MonkeyPatch, wish: Wish, taken: int
+) -> None:
+    nodes = Nodes(a=leads(), b=None, c=None)
+    async with router_over(nodes, monkeypatch, overflow=2) as router:
+        overflows = count(metrics.OVERFLOWS, wish.consistency)
+        token = CausalToken(SYSTEM, 1, 100)
+        places = await asyncio.gather(*(router.place(wish, token) for _ in range(4)), return_exceptions=True)
+        given = [place for place in places if isinstance(place, Place)]
+        assert [(place.node, place.is_replica) for place in given] == [("a", False)] * taken
+        assert sum(isinstance(place, ReplicaStale) for place in places) == 4 - taken
+        assert count(metrics.OVERFLOWS, wish.consistency) == overflows + taken
+        for place in given:
+            router.release(place)
+        router.release(await router.place(wish, token))
+
+
+async def test_a_read_that_waited_for_room_on_a_primary_goes_where_the_primary_is_by_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch, overflow=1, overflow_wait_s=5.0) as router:
+        first = await router.place(CAUSAL, None)
+        waiting = asyncio.create_task(router.place(CAUSAL, None))
+        await asyncio.sleep(0.05)
+        nodes.says |= {"a": follows(timeline=2), "b": leads(timeline=2)}
+        await until(lambda: leader(router) == "b")
+        router.release(first)
+        place = await waiting
+        assert (place.node, place.is_replica) == ("b", False)
+
+
+async def test_a_token_of_the_future_is_ignored_once_every_node_was_asked_and_refused_while_one_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routing, "PRIMARY_WAIT_S", 0.3)
+    token = CausalToken(SYSTEM, 9, 100)
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch) as router:
+        before = count(metrics.TOKENS_LOST, "future")
+        place = await router.place(CAUSAL, token)
+        assert (place.node, count(metrics.TOKENS_LOST, "future")) == ("a", before + 1)
+        nodes.says["b"] = None
+        await until(lambda: not router.cluster.replicas)
+        with pytest.raises(ReplicaStale, match="no node has been seen on it yet"):
+            await router.place(CAUSAL, token)
+
+
+async def test_an_impossible_token_is_forgotten_by_the_work_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch) as router:
+        token = CausalToken(SYSTEM, 1, 1 << 63)
+        with carrying(token) as trail:
+            place = await router.place(CAUSAL, router.believed(None))
+            assert (place.node, trail.token) == ("a", None)
+
+
+async def test_without_any_primary_a_write_names_what_each_node_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "PRIMARY_WAIT_S", 0.1)
+    async with router_over(Nodes(a=None, b=follows()), monkeypatch) as router:
+        with pytest.raises(PrimaryLost, match=r"no node takes writes; a write \(.*a: it does not answer"):
+            await router.place(Wish(), None)
+
+
+async def test_one_look_that_fails_unexpectedly_is_not_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch) as router:
+        await router.place(Wish(), None)
+        looked = FakeEye.look
+        monkeypatch.setattr(FakeEye, "look", failing)
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(FakeEye, "look", looked)
+        nodes.says |= {"a": None, "b": leads(timeline=2)}
+        await until(lambda: leader(router) == "b")
+
+
+async def failing(_self: FakeEye) -> Facts | None:
+    raise AttributeError("a defect")
