@@ -1,5 +1,6 @@
 """Leaving in good order: runs are put down between their steps, go on elsewhere at once, and nothing is repeated."""
 
+import signal
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,9 @@ from tests.integration.fleets import QUICK, WAITING, StartFleet
 from tests.integration.live import eventually
 from tests.integration.load import start_steps
 from tests.integration.test_worker_death import running_on
+from tests.integration.worker_of import own_worker
 from workers.ops.background import BackgroundSupervisor
+from workers.ops.census import identify, is_alive
 
 RUNS = 30
 STEPS = 8
@@ -77,3 +80,21 @@ def test_a_call_that_does_not_end_before_the_last_deadline_is_cut_and_told_as_in
         for name in ("worker-1", "worker-2"):
             if fleet.status(name) != "ready":
                 fleet.start(name)
+
+
+def test_a_worker_leaves_in_time_whatever_its_agents_do_and_their_runs_are_handed_back(
+    fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
+) -> None:
+    more = {"FLEET_AGENTS": "tests.integration.leaving_agents", "FLEET_WORKER_DRAIN_S": "0.2"}
+    with own_worker(fleet, 3, **more, FLEET_WORKER_CUT_S="0.2") as worker:
+        tasks = [client.submit(f"leaving.{what}", {"diary": str(diaries / what)}) for what in ("clings", "blocks")]
+        eventually(lambda: len(list(diaries.iterdir())) == 2)
+        process = identify(fleet.pid(worker.name))
+        fleet.suspend(worker.name)
+        fleet.kill(worker.name, signal.SIGTERM)
+        assert process is not None
+        eventually(lambda: not is_alive(process), within_s=20)  # the fleet's keeper would wait as long
+        log = fleet.around.run.log(worker.name).read_text()
+        assert '"event": "worker.stopped"' in log
+        assert "pool.runs_left_behind" in log
+        assert [task.status().state for task in tasks] == ["queued", "queued"]
