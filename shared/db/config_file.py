@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL, make_url
 
 from shared.db.facts import NodeAddress
 from shared.db.knobs import DbKnobs
-from shared.db.topology import Layout, Rules, layout_of
+from shared.db.topology import Layout, Rules, layout_of, node_name
 from shared.errors import Misconfigured
 
 Key = tuple[str | int, ...]
@@ -78,12 +78,13 @@ def parse_layout(text: str, *, source: str, knobs: DbKnobs) -> Layout:
         raise _complaint(source, lines, tuple(problem["loc"]), _words(problem)) from None
     template = make_url(knobs.url)
     nodes = [_address(template, one, knobs) for one in (read.primary, *read.replicas)]
-    names: dict[str, Key] = {}
+    known: set[str] = set()
     for position, node in enumerate(nodes):
         key: Key = ("replicas", position - 1) if position else ("primary",)
-        if node.name in names:
-            raise _complaint(source, lines, key, f"{node.name} is listed already")
-        names[node.name] = key
+        for name in dict.fromkeys((node.name, node_name(node.url))):
+            if name in known:
+                raise _complaint(source, lines, key, f"{name} is listed already")
+            known.add(name)
     rules = Rules(read=read.routing_rules.read, read_after_write=read.routing_rules.read_after_write)
     return Layout(tuple(nodes), rules)
 

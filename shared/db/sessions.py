@@ -7,7 +7,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from shared.db.read_only import refuse_writes
+from shared.db.read_only import refuse_asynchronous, refuse_writes
 from shared.errors import ReadOnlyUnit
 
 
@@ -41,7 +41,7 @@ def _refuse_flush(session: Session, _context: Any, _instances: Any) -> None:
 
 
 def guard(engine: Any, *, always: bool) -> None:
-    """Have every statement of read-only units on an engine looked through before it is sent.
+    """Have every statement on an engine looked through before it is sent, those of read-only units for writes.
 
     Args:
         engine: The synchronous side of an engine.
@@ -51,5 +51,7 @@ def guard(engine: Any, *, always: bool) -> None:
     def look(connection: Connection, _cursor: Any, statement: str, _values: Any, _context: Any, _many: bool) -> None:
         if always or cast(Any, connection)._execution_options.get("postgresql_readonly"):
             refuse_writes(statement)
+        else:
+            refuse_asynchronous(statement)
 
     event.listen(engine, "before_cursor_execute", look)

@@ -7,6 +7,7 @@ from sqlalchemy.engine import make_url
 
 from shared.db.facts import NodeAddress
 from shared.db.knobs import DbKnobs
+from shared.errors import Misconfigured
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +30,20 @@ class Layout:
 
 
 def layout_of(knobs: DbKnobs) -> Layout:
-    """The nodes of FLEET_DB_URL and FLEET_DB_REPLICAS; a node is named by its host and port."""
-    urls = dict.fromkeys((knobs.url, *knobs.replica_urls))
-    return Layout(tuple(NodeAddress(node_name(url), url, pool_size=knobs.pool_size) for url in urls))
+    """The nodes of FLEET_DB_URL and FLEET_DB_REPLICAS; a node is named by its host and port.
+
+    Raises: Misconfigured for two URLs of one node.
+    """
+    nodes: dict[str, NodeAddress] = {}
+    for url in dict.fromkeys((knobs.url, *knobs.replica_urls)):
+        name = node_name(url)
+        if name in nodes:
+            raise Misconfigured(
+                f"FLEET_DB_REPLICAS: {name} is listed twice, with different parameters: list each node once",
+                variable="FLEET_DB_REPLICAS",
+            )
+        nodes[name] = NodeAddress(name, url, pool_size=knobs.pool_size)
+    return Layout(tuple(nodes.values()))
 
 
 def node_name(url: str) -> str:

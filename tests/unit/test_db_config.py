@@ -6,8 +6,8 @@ import pytest
 
 from shared.db.config_file import parse_layout, read_layout
 from shared.db.knobs import DbKnobs
-from shared.db.read_only import refuse_writes, write_in
-from shared.errors import Misconfigured, ReadOnlyUnit
+from shared.db.read_only import refuse_asynchronous, refuse_writes, write_in
+from shared.errors import BadInput, Misconfigured, ReadOnlyUnit
 
 KNOBS = DbKnobs(url="postgresql+psycopg://ann:secret@elsewhere:1/fleet?sslmode=require")
 WHOLE = """
@@ -77,6 +77,10 @@ def test_without_a_file_the_urls_are_the_nodes_each_once() -> None:
             "db.yaml, line 4, routing_rules.write: input should be 'primary' (got 'replicas')",
         ),
         ("primary:\n  host: a\nreplicas:\n  - host: a\n", "db.yaml, line 4, replicas[0]: a:5432 is listed already"),
+        (
+            "primary:\n  host: a\nreplicas:\n  - host: a\n    name: other\n",
+            "db.yaml, line 4, replicas[0]: a:5432 is listed already",
+        ),
         ("primary:\n  host: a\n  host: b\n", "db.yaml, line 2, primary.host: this key is set twice"),
         (
             "primary:\n  host: a\nreplicas:\n  - host: b\n    weight: 0\n  - host: c\n    weight: 0\n",
@@ -116,7 +120,9 @@ def test_knobs_that_cannot_work_are_refused(knobs: dict[str, str], told: str) ->
         "SELECT pg_advisory_xact_lock(1)", "SELECT pg_try_advisory_lock (1)", "CREATE TABLE t (a int)",
         "SELECT 1; DROP TABLE t", "LOCK TABLE t", "COPY t FROM STDIN", "SET TRANSACTION READ WRITE",
         "SET default_transaction_read_only = off", "MERGE INTO t USING s ON true WHEN MATCHED THEN DELETE",
-        "EXPLAIN ANALYZE UPDATE t SET a = 1", "NOTIFY x", "PREPARE TRANSACTION 'x'",
+        "EXPLAIN ANALYZE UPDATE t SET a = 1", "NOTIFY x", "PREPARE TRANSACTION 'x'", "ANALYZE t", "DISCARD ALL",
+        "SELECT set_config('transaction_read_only', 'off', true)", "RESET default_transaction_read_only", "RESET ALL",
+        "DO $$ BEGIN PERFORM pg_advisory_lock(1); END $$", 'SELECT "pg_advisory_lock"(1)', 'SELECT "nextval" (1)',
     ],
 )  # fmt: skip
 def test_a_write_is_recognised(statement: str) -> None:
@@ -131,8 +137,34 @@ def test_a_write_is_recognised(statement: str) -> None:
         'SELECT "delete from t" FROM t',
         "SELECT 'it''s; DROP TABLE t'", "SELECT a AS cluster, lock FROM t", "SELECT updated_at, set_at FROM t",
         "SELECT $$ delete from t $$", "COPY t TO STDOUT", "SHOW transaction_read_only", "SELECT created FROM inserts",
+        "SELECT set_config('app.tenant', 'a', true)", "RESET search_path", 'SELECT "reset" FROM t', "SELECT 1 AS do",
         "SELECT inserted_into FROM t", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "VALUES (1)",
     ],
 )  # fmt: skip
 def test_a_read_is_left_alone(statement: str) -> None:
     assert write_in(statement) is None
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET LOCAL synchronous_commit = off", "set synchronous_commit TO 'off'",
+        "SELECT set_config('synchronous_commit', 'off', true)",
+    ],
+)  # fmt: skip
+def test_commits_that_are_not_on_disk_are_refused(statement: str) -> None:
+    with pytest.raises(BadInput, match="synchronous_commit = off is refused"):
+        refuse_asynchronous(statement)
+
+
+@pytest.mark.parametrize(
+    "statement", ["SET synchronous_commit = local", "SHOW synchronous_commit", "SELECT 'synchronous_commit is off'"]
+)
+def test_waiting_for_fewer_standbys_is_left_alone(statement: str) -> None:
+    refuse_asynchronous(statement)
+
+
+def test_one_node_with_two_urls_is_refused() -> None:
+    knobs = DbKnobs(url="postgresql+psycopg://h:1/d", replicas="postgresql+psycopg://ann@h:1/d")
+    with pytest.raises(Misconfigured, match="FLEET_DB_REPLICAS: h:1 is listed twice"):
+        read_layout(knobs)
