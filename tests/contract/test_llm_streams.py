@@ -326,7 +326,7 @@ async def test_azure_gets_its_own_header_and_the_version_in_every_address(server
 
 
 async def test_anthropics_pings_do_not_keep_a_dead_stream_alive(server: ChatServer) -> None:
-    chat = open_adapter(LLMKnobs(base_url=server.base_url, first_token_timeout_s=0.3), dialect="anthropic")
+    chat = open_adapter(LLMKnobs(base_url=server.base_url, first_token_timeout_s=1.0), dialect="anthropic")
     server.script.append(repeats(event({"type": "ping"}, name="ping"), every_s=0.02))
     _, failure = await heard(chat)
     assert isinstance(failure, LLMTimeout) and failure.context["phase"] == "first_token"
