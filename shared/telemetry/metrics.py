@@ -14,6 +14,9 @@ IN_DOUBT = Counter(
     ["agent"],
 )
 FENCED = Counter("fleet_worker_fenced_total", "Times this worker was declared dead or stopped itself")
+CHORE_FAILURES = Counter(
+    "fleet_worker_chore_failures_total", "Chores of this worker that failed and were begun anew", ["chore"]
+)
 POLLED = Counter("fleet_tasks_polled_total", "Tasks that came straight from the ledger, by why", ["priority", "cause"])
 SHELVED = Counter("fleet_tasks_shelved_total", "Messages moved from a crowded queue into the ledger")
 BROKER_AWAY = Gauge("fleet_broker_away", "1 while this worker has no connection to the broker")

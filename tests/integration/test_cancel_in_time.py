@@ -1,4 +1,4 @@
-"""A cancel reaches a running run within a second by Redis, and a little later without it, by the ledger."""
+"""A cancel reaches a running run within a second by Redis, and without it by the ledger."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +11,10 @@ from tests.integration.fleets import QUICK, client_of, fleet_of
 from tests.integration.live import eventually
 from tests.integration.load import started_at
 from workers.ops.background import BackgroundSupervisor
+
+
+MARGIN_S = 1.0
+"""On a machine that is busy with other things; a worker looks every half second."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def test_with_redis_at_once(fleet: BackgroundSupervisor, client: FleetClient) ->
     took = sorted(seconds_to_cancel(fleet, client) for _ in range(5))
     print(f"cancelled within {took[0]:.3f} to {took[-1]:.3f} s")
     assert took[-1] < 1.0
-    assert took[2] < 0.5, "told by Redis, not found by a look each second"
+    assert took[2] < 0.25, "told by Redis, not found by a look every half second"
 
 
 @pytest.mark.parametrize("how", ["stopped", "hung"])
@@ -60,5 +64,5 @@ def test_without_redis_by_the_ledger_and_at_once_again_when_it_is_back(
         else:
             fleet.thaw("redis")
     print(f"{how}: cancelled within {took[0]:.3f} to {took[-1]:.3f} s")
-    assert took[-1] < 2.0
+    assert took[-1] < 1.0 + MARGIN_S
     eventually(lambda: seconds_to_cancel(fleet, client) < 0.4)

@@ -5,6 +5,7 @@ import gc
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +32,7 @@ from shared.telemetry import metrics
 from shared.telemetry.exposition import serve_metrics
 from workers.agents.active import Active
 from workers.agents.agent import Agent
+from workers.agents.chores import Chore, Chores
 from workers.agents.events import failed, left
 from workers.agents.execution import execute_polled
 from workers.agents.hurry import Hurry
@@ -101,7 +103,7 @@ class WorkerHost:
         self._is_ready = False
         self._begun: dict[UUID, int] = {}
         self._last_words: set[Future[None]] = set()
-        self._chores: list[asyncio.Task[Any]] = []
+        self._chores = Chores()
         self.lease = Lease(
             database=chores, ledger=ledger, clock=self._clock, has_runs=lambda: bool(self.active),
             fence=self._fence, enlisted=self._new_hold,
@@ -126,7 +128,7 @@ class WorkerHost:
     @property
     def is_ready(self) -> bool:
         """Whether this worker takes tasks."""
-        return self._is_ready and not self.lease.is_draining
+        return self._is_ready and self._chores.are_well and not self.lease.is_draining
 
     def serve(self, queues: Container[str]) -> None:
         """Serve the priorities of these queues, as `celery worker -Q` chose them."""
@@ -150,14 +152,17 @@ class WorkerHost:
             slots=pool, ledger=_Polls(self), start=self._start, priorities=self.weights, poll_s=self.ledger.poll_s,
             lost_after_s=self.ledger.lost_after_s, batch=self.knobs.poll_batch, clock=self._clock,
         )  # fmt: skip
-        chores = [self.lease.keep(), self.poller.run(), self.shelf.watch(), self._keep_offering()]
-        chores += [self._watch_lag(), *(chore() for chore in self._beside)]
+        chores: dict[str, Chore] = {
+            "lease": self.lease.keep, "poller": self.poller.run, "shelf": self.shelf.watch,
+            "offers": self._keep_offering, "lag": self._watch_lag,
+        }  # fmt: skip
+        chores |= {f"beside-{number}": chore for number, chore in enumerate(self._beside)}
         if self._hurry is not None:
-            hurry = self._hurry(active=self.active, asked=self._asked_to_cancel, poll_s=self.ledger.poll_s)
-            chores += [hurry.listen(), hurry.watch()]
+            hurry = self._hurry(active=self.active, asked=self._asked_to_cancel, poll_s=self.knobs.cancel_poll_s)
+            chores |= {"cancels": hurry.listen, "cancels-in-ledger": hurry.watch}
         if self._warm_up is not None:
-            chores.append(self._warm(self._warm_up))
-        self._chores = [asyncio.create_task(chore) for chore in chores]
+            chores["warm-up"] = partial(self._warm, self._warm_up)
+        self._chores.start(chores)
         self._is_ready = True
 
     async def _refuse_second(self) -> None:
@@ -231,9 +236,7 @@ class WorkerHost:
 
     async def stop(self) -> None:
         """Leave: write what waits, hand back what is left, close."""
-        for chore in self._chores:
-            chore.cancel()
-        await asyncio.gather(*self._chores, return_exceptions=True)
+        await self._chores.stop()
         try:
             async with asyncio.timeout(self.ledger.heartbeat_s):
                 await self._commit.close()

@@ -20,6 +20,9 @@ class WorkerKnobs:
     """Shares of interactive:normal:batch in the slots while all of them have work; none ever starves."""
     poll_batch: int = 128
     """Held tasks that are claimed at once: enough to outrun the queue, few enough to share with other workers."""
+    cancel_poll_s: float = 0.5
+    """Seconds between two looks into the ledger for cancelled runs: without Redis they end within a second all the
+    same."""
     soft_limit_s: float = 1500.0
     """Seconds after which SoftTimeLimitExceeded is raised inside the agent; an agent may state its own."""
     hard_limit_s: float = 1800.0
@@ -42,6 +45,8 @@ class WorkerKnobs:
         for name in ("drain_s", "cut_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
+        if self.cancel_poll_s <= 0:
+            raise ValueError("cancel_poll_s must be positive")
         if self.lag_warn_s <= 0 or not 0 <= self.metrics_port <= 65_535:
             raise ValueError("lag_warn_s must be positive, metrics_port a port or 0")
         _ = self.served
