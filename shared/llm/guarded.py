@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain
 
 import structlog
 
@@ -39,9 +40,10 @@ class GuardedChat:
     def __init__(self, plane: LLMPlane, context: CallContext) -> None:
         self._plane = plane
         self._context = context
-        own = purses(plane.config, tenant=context.tenant, agent=context.agent, run=context.run)
-        above = (purse for one in context.forebears for purse in run_purse(plane.config, agent=one.agent, run=one.run))
-        self.budgets: tuple[Budget, ...] = (*own, *above, *context.inherited)
+        config, left_s = plane.config, self._left_s()
+        own = purses(config, tenant=context.tenant, agent=context.agent, run=context.run, left_s=left_s)
+        above = (run_purse(config, agent=one.agent, run=one.run, left_s=left_s) for one in context.forebears)
+        self.budgets: tuple[Budget, ...] = (*own, *chain.from_iterable(above), *context.inherited)
         """What calls draw on."""
 
     @property

@@ -12,6 +12,8 @@ from shared.resilience.spending import Budget as Purse
 
 DAY_S = 86_400.0
 MONTH_S = 30 * DAY_S
+RUN_KEPT_S = 32 * DAY_S
+"""How long the purse of a run without a deadline is remembered after its last call."""
 
 
 def adapter_knobs(endpoint: Endpoint, *, key: SecretStr) -> LLMKnobs:
@@ -80,21 +82,30 @@ def retry_knobs(policy: RetryPolicy, *, has_fallback: bool) -> guards.RetryKnobs
     )
 
 
-def purses(config: LLMConfig, *, tenant: str, agent: str, run: str | None) -> Iterator[Purse]:
+def purses(
+    config: LLMConfig, *, tenant: str, agent: str, run: str | None, left_s: float | None = None
+) -> Iterator[Purse]:
     """The budgets that a call of this run draws on, narrowest first; unbounded ones are left out."""
     policy, bounds = config.policy(agent), config.budgets
     theirs = config.tenants.get(tenant)
     of_tenant = theirs.budget if theirs is not None and theirs.budget is not None else bounds.tenant
     if run is not None:
-        yield from run_purse(config, agent=agent, run=run)
+        yield from run_purse(config, agent=agent, run=run, left_s=left_s)
     yield from _purse("agent", agent, policy.budget or bounds.agent, period_s=DAY_S)
     yield from _purse("tenant", tenant, of_tenant, period_s=MONTH_S)
     yield from _purse("day", tenant, bounds.day, period_s=DAY_S)
 
 
-def run_purse(config: LLMConfig, *, agent: str, run: str) -> Iterator[Purse]:
-    """The budget of one run, which the runs that it starts draw on as well; none if it is unbounded."""
-    yield from _purse("run", run, config.policy(agent).run_budget or config.budgets.run, period_s=None)
+def run_purse(config: LLMConfig, *, agent: str, run: str, left_s: float | None = None) -> Iterator[Purse]:
+    """The budget of one run, which the runs that it starts draw on as well; none if it is unbounded.
+
+    Args:
+        left_s: To the deadline: however long the run sleeps until then, it does not wake with a full purse.
+    """
+    budget = config.policy(agent).run_budget or config.budgets.run
+    if budget.is_bounded:
+        ttl_s = RUN_KEPT_S if left_s is None else max(RUN_KEPT_S, left_s + DAY_S)
+        yield Purse(level="run", name=run, tokens=budget.tokens, money=budget.money, ttl_s=ttl_s)
 
 
 def bounds_runs(config: LLMConfig) -> bool:
@@ -103,9 +114,9 @@ def bounds_runs(config: LLMConfig) -> bool:
     return any(budget.is_bounded for budget in (config.budgets.run, *own))
 
 
-def _purse(level: str, name: str, budget: Budget, *, period_s: float | None) -> Iterator[Purse]:
+def _purse(level: str, name: str, budget: Budget, *, period_s: float) -> Iterator[Purse]:
     if budget.is_bounded:
-        ttl_s = MONTH_S + DAY_S if level == "tenant" else 8 * DAY_S
+        ttl_s = period_s + DAY_S
         yield Purse(level=level, name=name, tokens=budget.tokens, money=budget.money, period_s=period_s, ttl_s=ttl_s)
 
 

@@ -94,6 +94,13 @@ class Settlement:
     jitter: float = 0.0
 
 
+def unsent(ask: Ask, answer: Answer) -> Settlement:
+    """Gives everything back: the call was never sent."""
+    return Settlement(
+        ask=ask, answer=answer, learn="neutral", seconds=0.0, tokens_in=0, tokens_out=0, cost=0.0, was_sent=False
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
     """What a settlement or an operator changed."""

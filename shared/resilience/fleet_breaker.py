@@ -250,25 +250,27 @@ class FleetBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     def _enter(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         entry = self._engine.enter()
-        if entry.is_refused or entry.mode != self._seen:
-            self._admitted(entry)
-        if self._listeners:
-            try:
+        try:
+            if entry.is_refused or entry.mode != self._seen:
+                self._admitted(entry)
+            if self._listeners:
                 self.began(func, *args, **kwargs)
-            except BaseException:
+        except BaseException:  # a listener's: the probe goes back
+            if not entry.is_refused:
                 self._engine.leave(entry, "neutral", 0.0)
-                raise
+            raise
         return entry
 
     async def _enter_async(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         entry = await self._engine.enter_async()
-        self._admitted(entry)
-        if self._listeners:
-            try:
+        try:
+            self._admitted(entry)
+            if self._listeners:
                 self.began(func, *args, **kwargs)
-            except BaseException:
+        except BaseException:
+            if not entry.is_refused:
                 await self._engine.leave_async(entry, "neutral", 0.0)
-                raise
+            raise
         return entry
 
     def _admitted(self, entry: Entry) -> None:

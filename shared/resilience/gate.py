@@ -3,9 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
@@ -15,7 +15,17 @@ from shared.resilience import spending
 from shared.resilience.circuit import Mode, Operate
 from shared.resilience.deadline import clamped
 from shared.resilience.engines import new_permit
-from shared.resilience.exchange import NOTHING_SEEN, Answer, Ask, GateStore, KeyStats, LimitsSeen, Settled, Settlement
+from shared.resilience.exchange import (
+    NOTHING_SEEN,
+    Answer,
+    Ask,
+    GateStore,
+    KeyStats,
+    LimitsSeen,
+    Settled,
+    Settlement,
+    unsent,
+)
 from shared.resilience.fleet_breaker import FleetBreaker, circuit_open
 from shared.resilience.knobs import KeyRules
 from shared.resilience.outcome import Learn
@@ -209,10 +219,17 @@ class Gate:
         patience_s = clamped(wait_up_to_s)
         while True:
             answer = await self._asked(ask)
-            self._saw(key, answer.mode, answer.reason, answer.retry_after_s)
-            if not answer.denial:
-                self._tell(key, lambda breaker: breaker.began(self.admit, key))
-                return Permit(self, ask, answer)
+            permit = None if answer.denial else Permit(self, ask, answer)
+            try:
+                self._saw(key, answer.mode, answer.reason, answer.retry_after_s)
+                if permit is not None:
+                    self._tell(key, lambda breaker: breaker.began(self.admit, key))
+            except BaseException:  # a listener's: what was reserved for the call goes back
+                if permit is not None:
+                    await permit.cancel(sent=False)
+                raise
+            if permit is not None:
+                return permit
             error = refusal(ask, answer)
             wait_s = answer.retry_after_s
             if not isinstance(error, Throttled) or answer.denial == "retry_budget" or wait_s is None:
@@ -278,15 +295,18 @@ class Gate:
         await self._store.aclose()
 
     async def _asked(self, ask: Ask) -> Answer:
+        """Ask to the end also when the caller is cancelled meanwhile: what it is then admitted with must go back."""
+        asking = started(self._store.admit(ask))
         try:
-            return await self._store.admit(ask)
-        except asyncio.CancelledError:  # it may have been admitted: give the places back, whatever the answer was
-            given_up = Settlement(
-                ask=replace(ask, budgets=()), answer=None, learn="neutral", seconds=0.0, tokens_in=0, tokens_out=0,
-                cost=0.0,
-            )  # fmt: skip
-            started(self._store.settle(given_up))
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            started(self._give_back(ask, asking))
             raise
+
+    async def _give_back(self, ask: Ask, asking: Awaitable[Answer]) -> None:
+        answer = await asking
+        if not answer.denial:
+            await self._store.settle(unsent(ask, answer))
 
     async def _operate(self, key: str, operate: Operate) -> None:
         settled = await self._store.operate(key, operate, self._rules(key))

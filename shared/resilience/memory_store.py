@@ -270,7 +270,8 @@ class MemoryStore:
         return spent
 
     def _keep(self, purse: Purse, spent: Spent, budget: Budget, now: float) -> None:
-        self._purses[purse] = (spent, now + budget.ttl_s)
+        _, expires = self._purses.get(purse, (spent, 0.0))
+        self._purses[purse] = (spent, max(expires, now + budget.ttl_s))
         if len(self._purses) > MANY:
             forgotten = [each for each, (_, expires) in self._purses.items() if expires <= now]
             for each in forgotten or list(self._purses)[: MANY // 2]:

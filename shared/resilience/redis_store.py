@@ -4,6 +4,8 @@ The keys of one endpoint share a hash slot ({key}), the purses of one tenant ano
 scripts travel in one pipeline. A refusal on one side gives back what the other side reserved.
 """
 
+import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -17,11 +19,14 @@ from redis.exceptions import NoScriptError, RedisError
 from shared.errors import Transient
 from shared.resilience import spending, wire
 from shared.resilience.circuit import Operate
-from shared.resilience.exchange import Answer, Ask, KeyStats, Settled, Settlement
+from shared.resilience.exchange import Answer, Ask, KeyStats, Settled, Settlement, unsent
 from shared.resilience.knobs import KeyRules, StoreKnobs
 from shared.resilience.line import Line, heard_within
 from shared.resilience.spending import Budget, Left
 from shared.resilience.wire import Call
+
+SHORT_ASKED_AGAIN = 2
+SHORT_WAIT_S = 0.02
 
 
 class StoreAway(Transient):
@@ -69,10 +74,22 @@ class RedisStore:
         self._knobs = knobs or StoreKnobs()
 
     async def admit(self, ask: Ask) -> Answer:
-        """See `GateStore`. One round trip; a second one only to give back after a refusal."""
-        prefix = self._knobs.prefix
+        """See `GateStore`. One round trip; more only after a refusal.
+
+        A call that the gate refuses holds its estimate until it is given back, a round trip later: a budget that seems
+        too small because of that is asked again before it is believed.
+        """
         if not ask.budgets:
-            return wire.admitted(await self._ask(wire.admit(prefix, ask)))
+            return wire.admitted(await self._ask(wire.admit(self._knobs.prefix, ask)))
+        for _ in range(SHORT_ASKED_AGAIN):
+            answer = await self._admit_paid(ask)
+            if answer.denial != "budget":
+                return answer
+            await asyncio.sleep(random.uniform(0.0, SHORT_WAIT_S))
+        return await self._admit_paid(ask)
+
+    async def _admit_paid(self, ask: Ask) -> Answer:
+        prefix = self._knobs.prefix
         tokens = ask.tokens_in + ask.tokens_out
         purses = wire.spend(prefix, ask.tenant, ask.budgets, how="check", tokens=tokens, money=ask.cost)
         gate_reply, purse_reply = await self._ask_all(wire.admit(prefix, ask), purses)
@@ -87,7 +104,7 @@ class RedisStore:
                     )
                 )
         elif short is not None:
-            await self._ask(wire.settle(prefix, _untouched(ask, answer)))
+            await self._ask(wire.settle(prefix, unsent(ask, answer)))
             return replace(answer, denial="budget", short=short)
         return answer
 
@@ -211,10 +228,3 @@ def _answering() -> Iterator[None]:
 
 def _words(call: Call, body: str) -> tuple[bytes | str | int, ...]:
     return (body, len(call.keys), *call.keys, *call.args)
-
-
-def _untouched(ask: Ask, answer: Answer) -> Settlement:
-    """Gives everything back: the call was never sent."""
-    return Settlement(
-        ask=ask, answer=answer, learn="neutral", seconds=0.0, tokens_in=0, tokens_out=0, cost=0.0, was_sent=False
-    )

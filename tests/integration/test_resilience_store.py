@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
+from shared.resilience import redis_store
 from shared.resilience.circuit import Operate
 from shared.resilience.knobs import StoreKnobs
 from shared.resilience.redis_store import RedisStore, open_redis
@@ -64,11 +66,56 @@ async def test_all_keys_of_a_script_share_a_slot_and_all_of_them_expire_but_an_o
     gate = [name for name in names if b":gate:" in name]
     assert len(gate) >= 3 and len({key_slot(name) for name in gate}) == 1
     assert len({key_slot(name) for name in names if b":purse:" in name}) == 1
-    lasting = {name for name in names if await redis.ttl(name) == -1}
-    assert not any(name.endswith((b"}", b":window")) for name in lasting)
+    assert {name for name in names if await redis.ttl(name) == -1} == set()
     await world.store.operate(world.key, Operate("forced-open", "maintenance"), world.rules)
     await world.end(flying, "ok")
     assert [await redis.ttl(name) for name in gate if name.endswith(b"}")] == [-1]
+
+
+async def test_what_a_process_made_that_died_before_it_settled_anything_is_forgotten(
+    redis: Redis, world: GateWorld
+) -> None:
+    world.limited(requests_per_min=600, concurrency=5)
+    world.rules = replace(world.rules, tenant_limits=world.rules.limits)
+    await world.ask()
+    names = [name async for name in redis.scan_iter()]
+    assert len(names) == 4
+    assert {name for name in names if await redis.ttl(name) == -1} == set()
+
+
+async def test_a_window_that_begins_anew_is_forgotten_as_well(redis: Redis, world: GateWorld) -> None:
+    await world.calls("failure")
+    await world.store.operate(world.key, Operate("closed", "repaired"), world.rules)
+    await world.calls("ok")
+    (window,) = [name async for name in redis.scan_iter("*:window")]
+    assert await redis.ttl(window) > 0
+
+
+async def test_a_purse_is_remembered_for_the_longest_time_that_anybody_asked_for(
+    redis: Redis, world: GateWorld
+) -> None:
+    for ttl_s in (1000.0, 500.0, 2000.0):
+        await world.ask(budgets=(Budget(level="run", name="r", tokens=100, ttl_s=ttl_s),))
+        (purse,) = [name async for name in redis.scan_iter("*:purse:*")]
+        assert await redis.ttl(purse) == pytest.approx(max(1000.0, ttl_s), abs=5)
+
+
+async def test_what_a_refused_call_holds_for_a_moment_makes_no_budget_look_spent(
+    redis: Redis, world: GateWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(level="run", name="r", tokens=100)
+    await world.store.charge(world.tenant, (budget,), tokens=80, cost=0.0)
+    really_sleep = asyncio.sleep
+
+    async def given_back(seconds: float) -> None:
+        await world.store.charge(world.tenant, (budget,), tokens=-80, cost=0.0)
+        await really_sleep(0)
+
+    monkeypatch.setattr(redis_store.asyncio, "sleep", given_back)  # type: ignore[attr-defined]
+    _, answer = await world.ask(tokens_in=30, budgets=(budget,))
+    assert answer.denial == ""
+    assert (await world.store.left(world.tenant, (budget,)))[0].tokens == 70
+    assert (await world.store.stats(world.key, world.rules)).in_flight == 1
 
 
 async def test_scripts_that_the_server_forgot_are_sent_again(redis: Redis, world: GateWorld) -> None:

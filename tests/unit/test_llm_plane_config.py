@@ -247,6 +247,14 @@ def test_a_call_draws_on_its_runs_agents_tenants_and_days_budgets() -> None:
     assert [one.level for one in purses(config, tenant="acme", agent="chat", run=None)] == ["agent", "tenant", "day"]
 
 
+def test_a_runs_purse_is_remembered_until_its_deadline_however_far_away() -> None:
+    config = read_text(GOOD + "  run: {tokens: 100}\n", source="x", environment=ENVIRONMENT).config
+    year_s = 366 * 86_400.0
+    for left_s, least_s in ((None, 32 * 86_400.0), (60.0, 32 * 86_400.0), (year_s, year_s)):
+        run = next(purses(config, tenant="acme", agent="chat", run="r1", left_s=left_s))
+        assert run.ttl_s >= least_s
+
+
 def test_the_file_that_the_readme_shows_is_a_good_one() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     (shown,) = re.findall(r"^```yaml\n(version: 1\n.*?)^```$", readme, re.MULTILINE | re.DOTALL)

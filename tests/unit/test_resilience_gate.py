@@ -163,18 +163,48 @@ async def test_a_settlement_ends_though_its_task_is_cancelled(world: World, monk
 async def test_an_answer_that_its_task_did_not_wait_for_keeps_no_place(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admit = world.store.admit
+    admit, going_on = world.store.admit, asyncio.Event()
+    run = Budget(level="run", name="r", tokens=1000)
 
-    async def answered_too_late(ask: Ask) -> Answer:
-        await admit(ask)
-        raise asyncio.CancelledError
+    async def late(ask: Ask) -> Answer:
+        answer = await admit(ask)
+        await going_on.wait()
+        return answer
 
-    monkeypatch.setattr(world.store, "admit", answered_too_late)
+    monkeypatch.setattr(world.store, "admit", late)
+    asking = asyncio.create_task(world.gate.admit(KEY, tokens_in=100, budgets=(run,)))
+    while not (await world.gate.stats(KEY)).in_flight:
+        await asyncio.wait([asyncio.ensure_future(world.gate.stats(KEY))])
+    asking.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await world.gate.admit(KEY)
+        await asking
+    going_on.set()
     for _ in range(5):
         await asyncio.wait([asyncio.ensure_future(world.gate.stats(KEY))])
     assert (await world.gate.stats(KEY)).in_flight == 0
+    assert (await world.gate.left((run,)))[0].tokens == 1000, "nor does it cost anything"
+
+
+@pytest.mark.parametrize("told", ["before_call", "state_change"])
+async def test_a_listener_that_fails_keeps_neither_a_place_nor_a_probe(world: World, told: str) -> None:
+    class Listener(pybreaker.CircuitBreakerListener):  # type: ignore[misc]
+        pass
+
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    setattr(Listener, told, fails)
+    await world.dies()
+    world.now += 31
+    listener = Listener()
+    world.gate.breaker(KEY).add_listener(listener)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            await world.gate.admit(KEY)
+        world.gate._modes[KEY] = world.gate.breaker(KEY)._seen = "open"  # it is told again
+    world.gate.breaker(KEY).remove_listener(listener)
+    stats = await world.gate.stats(KEY)
+    assert (stats.state, stats.in_flight, stats.probes) == ("half-open", 0, 0)
 
 
 async def test_changes_of_state_are_told_once_with_their_reason(world: World) -> None:

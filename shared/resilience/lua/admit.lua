@@ -5,7 +5,7 @@
 --      10 floor_per_s, 11 cap, 12-16 limits of the key, 17-21 of the tenant, 22 ttl_s
 -- Returns: denial, scope, mode, retry_after_s ('' unknown), generation, is_probe, now, reason
 local permit = ARGV[2]
-local state = redis.call('HMGET', KEYS[1], 'mode', 'gen', 'until', 'succ', 'lastp', 'reason', 'n', 'micros', 'al', 'rl', 'rlt', 'nb')
+local state = redis.call('HMGET', KEYS[1], 'mode', 'gen', 'until', 'succ', 'lastp', 'reason', 'n', 'micros', 'al', 'rl', 'rlt', 'nb', 'kept')
 local mode, generation = state[1] or 'closed', tonumber(state[2]) or 0
 local until_s, successes, last_probe_s = tonumber(state[3]) or 0, tonumber(state[4]) or 0, tonumber(state[5]) or 0
 local reason, is_probe, turned = state[6] or '', false, false
@@ -77,12 +77,18 @@ if turned then
   set('mode', mode); set('gen', generation); set('succ', 0); set('reason', 'the open time is over')
 end
 if is_probe then set('lastp', text(now)) end
-if lease then redis.call('ZADD', KEYS[3], text(now + arg[7]), permit) end
+-- Whatever is made here outlives no process that dies before it settles anything.
+local function lease_for(name, seconds)
+  redis.call('ZADD', name, text(now + seconds), permit)
+  redis.call('EXPIRE', name, arg[22])
+end
+if lease then lease_for(KEYS[3], arg[7]) end
 take(key, costs)
 take(tenant, costs)
 save(key, more)
 save(tenant, {})
-local expires = text(now + arg[3])
-redis.call('ZADD', KEYS[4], expires, permit)
-if tenant.places >= 0 then redis.call('ZADD', KEYS[6], expires, permit) end
+lease_for(KEYS[4], arg[3])
+if tenant.places >= 0 then lease_for(KEYS[6], arg[3]) end
+if not state[13] then redis.call('EXPIRE', KEYS[1], arg[22]) end
+if tenant.is_limited and not tenant[9] then redis.call('EXPIRE', KEYS[5], arg[22]) end
 return reply('', 'key', mode, '', generation, is_probe and 1 or 0, text(now), reason)

@@ -31,7 +31,8 @@ end
 local function learned()
   local n, failures, slows, micros = tonumber(state[3]) or 0, tonumber(state[4]) or 0, tonumber(state[5]) or 0, tonumber(state[6]) or 0
   local failed, took = learn == 'failure' and 1 or 0, arg[3]
-  redis.call('RPUSH', KEYS[2], string.format('%.0f', took * 4 + slow * 2 + failed))
+  local calls = redis.call('RPUSH', KEYS[2], string.format('%.0f', took * 4 + slow * 2 + failed))
+  if calls == 1 then redis.call('EXPIRE', KEYS[2], arg[42]) end
   n, failures, slows, micros = n + 1, failures + failed, slows + slow, micros + took
   if n > arg[19] then
     local gone = tonumber(redis.call('LPOP', KEYS[2]) or 0)

@@ -30,7 +30,8 @@ for i, name in ipairs(KEYS) do
   if charges and (arg[at + 4] < 0 or arg[at + 4] == purse[1]) then
     purse[2], purse[3] = math.max(0, purse[2] + tokens), math.max(0, purse[3] + money)
     redis.call('HSET', name, 'p', purse[1], 't', string.format('%.0f', purse[2]), 'm', text(purse[3]))
-    redis.call('EXPIRE', name, arg[at + 3])
+    redis.call('EXPIRE', name, arg[at + 3], 'NX')
+    redis.call('EXPIRE', name, arg[at + 3], 'GT') -- a child that ends soon does not shorten its parent's memory
   end
   answer[#answer + 1] = purse[1]
   answer[#answer + 1] = purse[2]
