@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
@@ -25,6 +26,8 @@ DEAD_QUEUE = "agent.tasks.dead"
 CANCEL_CHANNEL = "fleet:cancel"
 """Redis pub/sub: ids of running tasks that are to stop at once; a hint, the flag in the ledger is the truth."""
 TASK_PREFIX = "agents."
+BUCKETS = 1024
+"""Parts in which sessions and tasks are spread over shards, and moved between them."""
 DEFAULT_TENANT = "default"
 DEFAULT_MAX_ATTEMPTS = 3
 CONTENT_TYPE: Literal["application/json"] = "application/json"
@@ -46,7 +49,9 @@ class FleetHeader(BaseModel):
     version: Literal[1] = VERSION
     tenant: Label = DEFAULT_TENANT
     session: Label | None = None
-    idempotency_key: Label | None = Field(None, description="The task id must then be keyed_task_id(tenant, key).")
+    idempotency_key: Label | None = Field(
+        None, description="The task id must then be keyed_task_id(tenant, key, session)."
+    )
     deadline_at: AwareDatetime | None = Field(None, description="RFC 3339; a task not finished by then ends as failed.")
     max_attempts: Annotated[int, Field(ge=1, le=100)] = DEFAULT_MAX_ATTEMPTS
     priority: Priority = Field(
@@ -171,9 +176,34 @@ def checked_agent_name(name: str) -> str:
         ) from None
 
 
+def bucket_of(tenant: str, session: str) -> int:
+    """The bucket of a session: its messages and its tasks are on one shard. `fleet_session_bucket` is its twin in SQL.
+
+    Returns: 0 to 1023.
+    """
+    digest = sha256(f"{tenant}\x00{session}".encode()).digest()
+    return (digest[0] | digest[1] << 8) % BUCKETS
+
+
+def bucket_in(task_id: UUID) -> int:
+    """The bucket of a task: the last ten bits of its id. `fleet_task_bucket` is its twin in SQL."""
+    return task_id.int % BUCKETS
+
+
+def with_bucket(task_id: UUID, bucket: int) -> UUID:
+    """The same id in another bucket."""
+    return UUID(int=task_id.int - bucket_in(task_id) + bucket)
+
+
+def new_task_id(tenant: str, session: str | None) -> UUID:
+    """An id that nobody has had: in the bucket of the session, or in any."""
+    task_id = uuid4()
+    return task_id if session is None else with_bucket(task_id, bucket_of(tenant, session))
+
+
 def child_task_id(parent: UUID, name: str, ordinal: int) -> UUID:
-    """The one id of a child: a parent that spawns it again, on another worker, gets the same one."""
-    return uuid5(parent, f"{name}\x00{ordinal}")
+    """The one id of a child, in its parent's bucket: spawned again, on another worker, it gets the same one."""
+    return with_bucket(uuid5(parent, f"{name}\x00{ordinal}"), bucket_in(parent))
 
 
 def tick_task_id(schedule: str, at: datetime) -> UUID:
@@ -181,9 +211,15 @@ def tick_task_id(schedule: str, at: datetime) -> UUID:
     return uuid5(_TICKS, f"{schedule}\x00{at.astimezone(UTC).isoformat()}")
 
 
-def keyed_task_id(tenant: str, idempotency_key: str) -> UUID:
-    """The one task id that a tenant's idempotency key can have: same key, same task, even while the ledger is away."""
-    return uuid5(_KEYED_TASKS, f"{tenant}\x00{idempotency_key}")
+def keyed_task_id(tenant: str, idempotency_key: str, session: str | None = None) -> UUID:
+    """The one task id that an idempotency key can have: same key, same task, even while the ledger is away.
+
+    A key holds within its tenant; with a session within that session, whose bucket the id is in.
+    """
+    if session is None:
+        return uuid5(_KEYED_TASKS, f"{tenant}\x00{idempotency_key}")
+    keyed = uuid5(_KEYED_TASKS, json.dumps([tenant, session, idempotency_key]))
+    return with_bucket(keyed, bucket_of(tenant, session))
 
 
 def parse(headers: Mapping[str, Any] | None, body: bytes | str) -> TaskMessage:
@@ -216,9 +252,12 @@ def parse_headers(headers: Mapping[str, Any] | None) -> Headers:
         read = Headers.model_validate(headers or {})
     except ValidationError as error:
         raise BadMessage(first_problem(error)) from None
-    key = read.fleet.idempotency_key
-    if key is not None and read.id != keyed_task_id(read.fleet.tenant, key):
-        raise BadMessage("header id must be the keyed task id of header fleet.tenant and fleet.idempotency_key")
+    fleet = read.fleet
+    key = fleet.idempotency_key
+    if key is not None and read.id != keyed_task_id(fleet.tenant, key, fleet.session):
+        raise BadMessage(
+            "header id must be the keyed task id of header fleet.tenant, fleet.idempotency_key and fleet.session"
+        )
     return read
 
 

@@ -6,6 +6,7 @@ FleetError(message, code, **context)
 |  |  |- PrimaryLost           no node takes writes at the moment: nothing was written
 |  |  |- PoolExhausted         this process holds all its connections to the node: says who
 |  |  `- CommitUnknown         the answer to COMMIT was lost: look before writing it again
+|  |- ShardMoved               the bucket is on another shard now, or on its way: look where, and try again there
 |  |- ReplicaStale             no node may answer this read as fresh as it was asked for
 |  |- PublishUnconfirmed       the broker did not confirm the message in time
 |  |- NotAccepted              neither ledger nor broker took the task: nothing was stored
@@ -32,6 +33,7 @@ FleetError(message, code, **context)
 |  |- WrongState               the task is not in a state that allows this
 |  |- WaitTimeout              the awaited signal did not come in time
 |  |- StepChanged              a replayed step does not match its journal
+|  |- CrossShard               one unit of work would touch two shards
 |  |- ReadOnlyUnit             a write in a unit of work that declared itself read-only
 |  |- BudgetSpent              the run, agent, tenant or day may spend no more
 |  |- SealBroken               a sealed value was altered, or belongs to another row
@@ -115,6 +117,12 @@ class ReplicaStale(Transient):
     """No node may answer this read as fresh as it was asked for; the primary has no room for it either."""
 
     code = "replica_stale"
+
+
+class ShardMoved(Transient):
+    """What was to be read or written has moved to another shard, or is being moved: nothing was done."""
+
+    code = "shard_moved"
 
 
 class PublishUnconfirmed(Transient):
@@ -271,6 +279,12 @@ class BudgetSpent(Permanent):
     """A budget in tokens or money has not enough left for this call; the context names which."""
 
     code = "budget_spent"
+
+
+class CrossShard(Permanent):
+    """A unit of work for one shard was opened inside one on another: there is no transaction over both."""
+
+    code = "cross_shard"
 
 
 class ReadOnlyUnit(Permanent):

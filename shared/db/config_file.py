@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,35 +14,42 @@ from shared.db.topology import Layout, Rules, layout_of, node_name
 from shared.errors import Misconfigured
 
 Key = tuple[str | int, ...]
+Shape = TypeVar("Shape", bound=BaseModel)
 MAX_DEPTH = 10
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A mapping that knows its keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class _Node(_Strict):
+class _Node(Strict):
     host: Annotated[str, Field(min_length=1, max_length=255)]
     port: Annotated[int, Field(ge=1, le=65535)] = 5432
+    direct_host: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    direct_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     pool_size: Annotated[int, Field(ge=1, le=1000)] | None = None
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     weight: Annotated[int, Field(ge=0, le=1000)] = 1
 
 
-class _RoutingRules(_Strict):
+class _RoutingRules(Strict):
     write: Literal["primary"] = "primary"
     read: Literal["replicas", "primary"] = "replicas"
     read_after_write: Literal["primary", "replicas"] = "replicas"
     transaction: Literal["primary"] = "primary"
 
 
-class _File(_Strict):
+class ClusterShape(Strict):
+    """The nodes of one cluster."""
+
     primary: _Node
     replicas: tuple[_Node, ...] = ()
     routing_rules: _RoutingRules = _RoutingRules()
 
     @model_validator(mode="after")
-    def _some_replica_is_read_from(self) -> "_File":
+    def _some_replica_is_read_from(self) -> "ClusterShape":
         if self.replicas and self.routing_rules.read == "replicas" and not any(one.weight for one in self.replicas):
             raise ValueError("every replica has weight 0, and reads go to replicas: give one of them a weight")
         return self
@@ -55,13 +62,17 @@ def read_layout(knobs: DbKnobs) -> Layout:
     """
     if not knobs.config:
         return layout_of(knobs)
-    path = Path(knobs.config)
+    text, source = text_of(knobs.config, variable="FLEET_DB_CONFIG")
+    return parse_layout(text, source=source, knobs=knobs)
+
+
+def text_of(path: str, *, variable: str) -> tuple[str, str]:
+    """A file's text, and what to call the file. Raises: Misconfigured, naming the variable that names the file."""
     try:
-        text = path.read_text("utf-8")
+        return Path(path).read_text("utf-8"), str(Path(path))
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise Misconfigured(f"FLEET_DB_CONFIG: {path} cannot be read: {why}", variable="FLEET_DB_CONFIG") from None
-    return parse_layout(text, source=str(path), knobs=knobs)
+        raise Misconfigured(f"{variable}: {path} cannot be read: {why}", variable=variable) from None
 
 
 def parse_layout(text: str, *, source: str, knobs: DbKnobs) -> Layout:
@@ -69,29 +80,56 @@ def parse_layout(text: str, *, source: str, knobs: DbKnobs) -> Layout:
 
     Raises: Misconfigured, naming source, line and key.
     """
+    read, lines = validated(text, source=source, shape=ClusterShape)
+    return layout_from(read, source=source, lines=lines, knobs=knobs)
+
+
+def validated(text: str, *, source: str, shape: type[Shape]) -> tuple[Shape, dict[Key, int]]:
+    """What a YAML text says, and the line of each of its keys. Raises: Misconfigured, naming source, line and key."""
     data, lines = _loaded(text, source)
     try:
-        read = _File.model_validate(data)
+        return shape.model_validate(data), lines
     except ValidationError as error:
         problems = error.errors(include_url=False)
         problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
-        raise _complaint(source, lines, tuple(problem["loc"]), _words(problem)) from None
+        raise complaint(source, lines, tuple(problem["loc"]), _words(problem)) from None
+
+
+def layout_from(
+    read: ClusterShape, *, source: str, lines: dict[Key, int], knobs: DbKnobs, under: Key = ()
+) -> Layout:  # fmt: skip
+    """The nodes of one cluster.
+
+    Args:
+        under: Where in the file it stands.
+
+    Raises: Misconfigured for a node that is listed twice.
+    """
     template = make_url(knobs.url)
     nodes = [_address(template, one, knobs) for one in (read.primary, *read.replicas)]
     known: set[str] = set()
     for position, node in enumerate(nodes):
-        key: Key = ("replicas", position - 1) if position else ("primary",)
+        key: Key = (*under, "replicas", position - 1) if position else (*under, "primary")
         for name in dict.fromkeys((node.name, node_name(node.url))):
             if name in known:
-                raise _complaint(source, lines, key, f"{name} is listed already")
+                raise complaint(source, lines, key, f"{name} is listed already")
             known.add(name)
+        if knobs.pooler != "none" and node.direct_url == node.url:
+            raise complaint(source, lines, key, "behind a pooler it needs direct_port, or direct_host: the way past it")
     rules = Rules(read=read.routing_rules.read, read_after_write=read.routing_rules.read_after_write)
     return Layout(tuple(nodes), rules)
 
 
 def _address(template: URL, node: _Node, knobs: DbKnobs) -> NodeAddress:
     url = template.set(host=node.host, port=node.port).render_as_string(hide_password=False)
-    return NodeAddress(node.name or f"{node.host}:{node.port}", url, node.weight, node.pool_size or knobs.pool_size)
+    direct = template.set(host=node.direct_host or node.host, port=node.direct_port or node.port)
+    return NodeAddress(
+        node.name or f"{node.host}:{node.port}",
+        url,
+        node.weight,
+        node.pool_size or knobs.pool_size,
+        direct.render_as_string(hide_password=False),
+    )
 
 
 def _loaded(text: str, source: str) -> tuple[Any, dict[Key, int]]:
@@ -99,7 +137,7 @@ def _loaded(text: str, source: str) -> tuple[Any, dict[Key, int]]:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            raise Misconfigured(f"{source}, line 1: expected a mapping with primary and replicas", file=source, line=1)
+            raise Misconfigured(f"{source}, line 1: expected a mapping of keys", file=source, line=1)
         lines = dict(_lines(root, (), source))
         return loader.construct_document(root), lines
     except yaml.MarkedYAMLError as error:
@@ -137,7 +175,8 @@ def _words(problem: Any) -> str:
     return f"{words[0].lower()}{words[1:]}{got}"
 
 
-def _complaint(source: str, lines: dict[Key, int], key: Key, problem: str) -> Misconfigured:
+def complaint(source: str, lines: dict[Key, int], key: Key, problem: str) -> Misconfigured:
+    """The error that names source, line and key."""
     known = key
     while known and known not in lines:
         known = known[:-1]

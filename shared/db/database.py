@@ -3,7 +3,7 @@
 import asyncio
 import time
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import psycopg
 from sqlalchemy.engine import URL
@@ -11,38 +11,54 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.db import carriage, tokens
 from shared.db.absence import is_absent
-from shared.db.config_file import read_layout
 from shared.db.decide import Consistency, Mode, Wish
 from shared.db.knobs import DbKnobs
 from shared.db.link import Link
 from shared.db.pools import Pool, connect_args, is_unavailable
 from shared.db.router import Router
 from shared.db.sessions import ReadSession, WriteSession
+from shared.db.shard_map import ShardKey
+from shared.db.shards_file import own_layout
 from shared.db.tokens import CausalToken
+from shared.db.topology import Layout
 from shared.db.unit import on_a_chosen_node, on_the_only_node, outer_session
 from shared.errors import DatabaseUnavailable, ReplicaStale
 
 __all__ = ["Database", "connect_args", "is_unavailable"]
 
 
+class ShardUnits(Protocol):
+    """All shards of the fleet, of which a database is one."""
+
+    def unit(self, key: ShardKey, **how: Any) -> AbstractAsyncContextManager[Any]:
+        """A unit of work on the shard of that key."""
+
+
 class Database:
     """The nodes of one cluster. Belongs to one event loop; with a single node nothing is looked up and nothing chosen.
+
+    Args:
+        layout: The nodes; else those of the settings.
+        beside: Another one of the same nodes, whose looks serve for both; each has connections of its own.
+        shards: For units of work with a `shard_key`; None: everything is here.
 
     Raises: Misconfigured for a configuration file that does not hold.
     """
 
-    def __init__(self, knobs: DbKnobs, *, application_name: str = "fleet") -> None:
+    def __init__(
+        self, knobs: DbKnobs, *, application_name: str = "fleet", layout: Layout | None = None,
+        shards: ShardUnits | None = None, beside: "Database | None" = None,
+    ) -> None:  # fmt: skip
         self.knobs = knobs
-        self._connect_args = connect_args(knobs, application_name=application_name)
-        layout = read_layout(knobs)
+        self.shards = shards
+        self._connect_args = connect_args(knobs, application_name=application_name, is_direct=True)
+        layout = layout or own_layout(knobs)
         self.router: Router | None = None
         if len(layout.nodes) > 1:
-            self.router = Router(layout, knobs, application_name=application_name)
+            view = beside.router.view if beside is not None and beside.router is not None else None
+            self.router = Router(layout, knobs, application_name=application_name, view=view)
         else:
-            node = layout.nodes[0]
-            self._pool = Pool(
-                node.url, knobs, application_name=application_name, writes=True, pool_size=node.pool_size
-            )  # fmt: skip
+            self._pool = Pool(layout.nodes[0], knobs, application_name=application_name, writes=True)
 
     @property
     def pool(self) -> Pool:
@@ -61,18 +77,19 @@ class Database:
 
     @overload
     def unit(
-        self, *, mode: Literal["rw"] = "rw", consistency: Literal["primary"] = "primary"
-    ) -> AbstractAsyncContextManager[WriteSession]: ...
+        self, *, mode: Literal["rw"] = "rw", consistency: Literal["primary"] = "primary",
+        shard_key: ShardKey | None = None,
+    ) -> AbstractAsyncContextManager[WriteSession]: ...  # fmt: skip
 
     @overload
     def unit(
         self, *, mode: Literal["ro"], consistency: Consistency = "primary", max_staleness_s: float | None = None,
-        token: CausalToken | str | None = None,
+        token: CausalToken | str | None = None, shard_key: ShardKey | None = None,
     ) -> AbstractAsyncContextManager[ReadSession]: ...  # fmt: skip
 
     def unit(
         self, *, mode: Mode = "rw", consistency: Consistency = "primary", max_staleness_s: float | None = None,
-        token: CausalToken | str | None = None,
+        token: CausalToken | str | None = None, shard_key: ShardKey | None = None,
     ) -> AbstractAsyncContextManager[Any]:  # fmt: skip
         """A session on one connection to one node; commits at the end of `rw`, rolls back on an exception.
 
@@ -83,13 +100,19 @@ class Database:
             consistency: What `ro` may see. `primary`: what the primary has. `causal`: at least what `token` and the
                 work under way have written and seen. `bounded`: nothing older than `max_staleness_s`. `eventual`:
                 whatever an admitted replica has. All but `primary` may be served by replicas.
+            shard_key: A task's id, a session, or (tenant, session): whose shard it is on. None: this one.
             token: As a stranger's header has it, or from `tokens.current()`; text that is none is ignored.
 
         Raises: DatabaseUnavailable when the server cannot be reached or drops the connection; its kinds PrimaryLost,
             PoolExhausted, and CommitUnknown when nobody knows whether it was committed. ReplicaStale when no node may
-            serve the read as fresh as asked. ReadOnlyUnit for a write in `ro`.
+            serve the read as fresh as asked. ReadOnlyUnit for a write in `ro`. With several shards, ShardMoved when the
+            key's bucket has just moved: the next unit finds it; CrossShard inside a unit on another shard.
         """
         wish = Wish.checked(mode, consistency, max_staleness_s)
+        if shard_key is not None and self.shards is not None:
+            return self.shards.unit(
+                shard_key, mode=mode, consistency=consistency, max_staleness_s=max_staleness_s, token=token
+            )
         given = carriage.read(token, source="unit") if isinstance(token, str) else token
         outer = outer_session(self, wish, lambda: self._believed(given))
         if outer is not None:
@@ -117,7 +140,7 @@ class Database:
                 raise psycopg.OperationalError(error.message) from error
             pool, name = place.pool, place.node
         try:
-            link = await self._link(pool.url)
+            link = await self._link(pool.direct_url)
         except psycopg.OperationalError:
             if router is not None and name is not None:
                 await router.doubt(name)
@@ -136,10 +159,10 @@ class Database:
         """
         router = self.router
         if router is None:
-            return await is_absent(self.url, within_s=within_s)
+            return await is_absent(self.pool.direct_url, within_s=within_s)
 
         async def serves_no_writes(name: str) -> bool:
-            if await is_absent(router.nodes[name].writer.url, within_s=within_s):
+            if await is_absent(router.nodes[name].writer.direct_url, within_s=within_s):
                 return True
             return router.is_standby(name, since=asked_at)
 

@@ -17,13 +17,24 @@ class DbKnobs:
     config: str = ""
     """A YAML file with `primary`, `replicas` and `routing_rules`, for weights and pool sizes per node; hosts and ports
     come from there, user, database and everything else from `url`."""
+    shards: str = ""
+    """A YAML file with every shard's nodes and broker, for a fleet of several clusters; see `shards_file`."""
+    shard: str = ""
+    """The shard to which this process belongs; empty: the first one of the file."""
     pool_size: int = 5
-    """Connections kept per process and node; group commit makes few of them enough. As many more are opened at need."""
+    """Connections kept per process and node; group commit makes few of them enough."""
+    pool_overflow_ratio: float = 1.0
+    """How many more are opened at need, as a share of those kept: 1 doubles them, 0 opens none."""
+    pool_timeout_s: float = 3.0
+    """Seconds a unit of work waits for a connection while all are in use, before it fails as PoolExhausted."""
     pool_recycle_s: float = 3600.0
     """Seconds after which a pooled connection is replaced: its memory and its server-side caches go with it."""
     pooler: Literal["none", "pgbouncer"] = "none"
     """`pgbouncer`: the URLs lead to PgBouncer in transaction mode. Nothing is then set on connections (limits belong
-    into the role's settings), statements are not prepared, and roles are read by the monitor alone."""
+    into the role's settings), statements are not prepared, and read-only transactions say so one by one."""
+    direct_url: str = ""
+    """With a pooler: the same nodes without it, in the order of `url` and `replicas`, separated by commas. Roles are
+    looked up there, and what needs a connection of its own (the leader's lock, the group commit) goes there."""
     connect_timeout_s: int = 3
     """Seconds until a connection attempt is given up (libpq treats 1 as 2)."""
     statement_timeout_s: float = 15.0
@@ -48,21 +59,34 @@ class DbKnobs:
     def __post_init__(self) -> None:
         if not self.url.startswith(SCHEME):
             raise ValueError(f"url must start with {SCHEME}")
-        for replica in self.replica_urls:
-            if not replica.startswith(SCHEME):
-                raise ValueError(f"replicas must each start with {SCHEME}")
+        for name, urls in (("replicas", self.replica_urls), ("direct_url", self.direct_urls)):
+            if not all(one.startswith(SCHEME) for one in urls):
+                raise ValueError(f"{name} must each start with {SCHEME}")
         if self.pool_size < 1 or self.connect_timeout_s < 1 or self.statement_timeout_s <= 0:
             raise ValueError("pool_size, connect_timeout_s and statement_timeout_s must be positive")
-        for name in ("pool_recycle_s", "answer_timeout_s", "look_every_s", "max_lag_s", "overflow"):
+        for name in ("pool_recycle_s", "pool_timeout_s", "answer_timeout_s", "look_every_s", "max_lag_s", "overflow"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
-        for name in ("return_after_s", "causal_wait_s", "overflow_wait_s"):
+        for name in ("pool_overflow_ratio", "return_after_s", "causal_wait_s", "overflow_wait_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
         if self.replicas and self.config:
             raise ValueError("replicas and config must not both be given: the file names the replicas")
+        if self.shards and (self.replicas or self.config):
+            raise ValueError("shards names every node: replicas and config must not be given beside it")
+        if self.shard and not self.shards:
+            raise ValueError("shard needs shards, the file that says where it is")
 
     @property
     def replica_urls(self) -> tuple[str, ...]:
         """The URLs in `replicas`."""
-        return tuple(one.strip() for one in self.replicas.split(",") if one.strip())
+        return _listed(self.replicas)
+
+    @property
+    def direct_urls(self) -> tuple[str, ...]:
+        """The URLs in `direct_url`."""
+        return _listed(self.direct_url)
+
+
+def _listed(urls: str) -> tuple[str, ...]:
+    return tuple(one.strip() for one in urls.split(",") if one.strip())

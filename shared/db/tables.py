@@ -72,9 +72,6 @@ tasks = Table(
     ),
     CheckConstraint("priority IN ('interactive', 'normal', 'batch')", name="priority"),
     Index(
-        "tasks_key_idx", "tenant", "idempotency_key", unique=True, postgresql_where=text("idempotency_key IS NOT NULL")
-    ),
-    Index(
         "tasks_held_idx",
         "priority",
         "tenant",
@@ -242,3 +239,22 @@ db_heartbeat = Table(
     CheckConstraint("is_only", name="is_only"),
 )
 """One row, written on the primary about once a second by whoever looks at it: its age on a replica is the lag there."""
+
+shard_buckets = Table(
+    "shard_buckets",
+    metadata,
+    Column("bucket", SmallInteger, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False, comment="grows with every move"),
+    Column("state", Text, nullable=False),
+    Column("shard", Text, nullable=False, comment="where it is, as far as this shard knows"),
+    CheckConstraint("bucket BETWEEN 0 AND 1023", name="bucket"),
+    CheckConstraint("state IN ('open', 'moving', 'moved', 'arriving')", name="state"),
+)
+"""Empty: no bucket was ever moved, and triggers on `tasks` and `messages` that look here are disabled.
+
+open: here. moving: here, on its way to another shard, and no task of it is claimed. moved: elsewhere. arriving: not yet
+here. `epoch` and `shard` say where it is; the greatest epoch of all shards is right.
+"""
+
+shard_strays = Table("shard_strays", metadata, Column("task_id", Uuid, primary_key=True))
+"""Tasks that were handed in here and belong to another shard: the keeper takes them there."""

@@ -18,11 +18,21 @@ from shared.db.pools import FAILURES, Pool, first_line, is_standby, is_unavailab
 from shared.db.router import Place, Router
 from shared.db.sessions import ReadSession, WriteSession
 from shared.db.tokens import CausalToken, lsn_of, lsn_text
-from shared.errors import CommitUnknown, DatabaseUnavailable, PrimaryLost, ReadOnlyUnit, ReplicaStale
+from shared.errors import (
+    CommitUnknown,
+    CrossShard,
+    DatabaseUnavailable,
+    PrimaryLost,
+    ReadOnlyUnit,
+    ReplicaStale,
+    ShardMoved,
+)
 
 Anyone = WriteSession | ReadSession
 CONFLICT = "40001"
 """On a standby: replay was held up for too long and took back what this read saw."""
+MOVED = "FS001"
+"""From the trigger on `messages`: the session is on another shard now."""
 HAS_REACHED = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
 TRIES = 3
 """Nodes that are asked for a connection before a unit of work gives up; nothing has been sent by then."""
@@ -57,10 +67,23 @@ def outer_session(door: object, wish: Wish, token: Callable[[], CausalToken | No
     Raises: ReadOnlyUnit when this one asks for more than the outer one sees or may do.
     """
     outer = _open.get()
-    if outer is None or outer.door is not door or outer.task is not asyncio.current_task():
+    if outer is None or outer.task is not asyncio.current_task():
+        return None
+    if outer.door is not door:
+        refuse_other_shard(outer.door, door)
         return None
     refuse_unless_covered(outer.wish, outer.token, wish, token())
     return outer.session
+
+
+def refuse_other_shard(outer: object, inner: object) -> None:
+    """Raises: CrossShard when both are shards of one fleet: no transaction is over both."""
+    shards = getattr(outer, "shards", None)
+    if shards is not None and shards is getattr(inner, "shards", None):
+        raise CrossShard(
+            "a unit of work on one shard was opened inside one on another: give both keys of one session, or end the"
+            " outer one first"
+        )
 
 
 def refuse_unless_covered(
@@ -111,7 +134,7 @@ async def on_a_chosen_node(
     try:
         async with _closing(connection):
             link.marks_end = wish.marks_end
-            if wish.mode == "ro" and not place.is_replica:
+            if wish.mode == "ro" and not place.pool.is_read_only:
                 await connection.execution_options(postgresql_readonly=True)
             session = _session_on(connection, door, wish, token)
             async with session, session.begin():
@@ -188,7 +211,8 @@ def holds_for(link: Honest, place: Place, wish: Wish, token: CausalToken | None)
     """
     if wish.consistency != "causal" or token is None or not place.is_replica:
         return True
-    return place.facts is not None and link.opened_at <= place.facts.seen_at
+    is_ended_by_a_restart = place.pool.knobs.pooler == "none"
+    return is_ended_by_a_restart and place.facts is not None and link.opened_at <= place.facts.seen_at
 
 
 async def _has_reached(connection: AsyncConnection, place: Place, wish: Wish, token: CausalToken | None) -> bool:
@@ -223,6 +247,8 @@ def explain_failure(error: Exception, pool: Pool, link: Honest | None, mode: Mod
         raise pool.exhausted() from error
     if mode == "ro" and _is_cause(error, psycopg.errors.ReadOnlySqlTransaction):
         raise ReadOnlyUnit(f"a read-only unit of work cannot write: {first_line(error)}") from error
+    if state == MOVED:
+        raise ShardMoved(first_line(error), retry_after_s=0.1) from error
     if mode == "ro" and state == CONFLICT:
         raise ReplicaStale(
             f"the replica took back what this read saw: {first_line(error)}", retry_after_s=0.0

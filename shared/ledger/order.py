@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from shared.contracts import (
     DEFAULT_MAX_ATTEMPTS,
@@ -13,6 +13,7 @@ from shared.contracts import (
     TaskMessage,
     checked_agent_name,
     keyed_task_id,
+    new_task_id,
 )
 from shared.errors import BadInput, TooLarge
 from shared.ledger.rows import refuse_nul, task_row
@@ -46,7 +47,7 @@ def new_message(
         priority=priority,
         available_at=_available_at(available_at, delay_s, now=now),
     )
-    task_id = keyed_task_id(tenant, idempotency_key) if idempotency_key else uuid4()
+    task_id = keyed_task_id(tenant, idempotency_key, session) if idempotency_key else new_task_id(tenant, session)
     message = TaskMessage(checked_agent_name(agent), dict(given or {}), (), task_id, header)
     refuse_large(len(message.wire_body()), max_bytes, what=f"the input of agent {agent!r}")
     refuse_nul(task_row(message))

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shared.contracts import FleetHeader
+from shared.contracts import FleetHeader, bucket_in, with_bucket
 from shared.db.database import Database
 from shared.errors import BadInput, UnknownTask, WrongState
 from shared.ledger.rows import message_of
@@ -168,7 +168,7 @@ async def fork(
     Returns: What to publish, with the new task's id.
     Raises: UnknownTask; BadInput when there is no such step.
     """
-    new_id = uuid4()
+    new_id = with_bucket(uuid4(), bucket_in(task_id))
     async with database.unit() as unit:
         row = (await unit.execute(text("SELECT * FROM tasks WHERE id = :id"), {"id": task_id})).one_or_none()
         if row is None:

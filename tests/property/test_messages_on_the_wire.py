@@ -3,12 +3,25 @@
 import json
 from datetime import UTC
 from typing import Any
+from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from shared.contracts import FleetHeader, TaskMessage, keyed_task_id, message_schema, parse
+from shared.contracts import (
+    BUCKETS,
+    FleetHeader,
+    TaskMessage,
+    bucket_in,
+    bucket_of,
+    child_task_id,
+    keyed_task_id,
+    message_schema,
+    new_task_id,
+    parse,
+)
+from shared.db.shard_map import bucket_for
 from shared.errors import BadMessage
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -18,6 +31,7 @@ values = st.recursive(
 inputs = st.dictionaries(st.text(max_size=20), values, max_size=5)
 names = st.from_regex(r"[a-z][a-z0-9_.-]{0,98}", fullmatch=True)
 labels = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1, max_size=200)
+Keyed = tuple[str, str, str | None]
 fleets = st.builds(
     FleetHeader,
     tenant=labels,
@@ -63,6 +77,21 @@ def test_any_headers_are_read_or_refused_in_one_sentence(headers: dict[str, Any]
     assert told is None or (": " in told and "\n" not in told)
 
 
-@given(labels, labels, labels, labels)
-def test_two_keys_share_a_task_only_when_tenant_and_key_are_equal(a: str, b: str, c: str, d: str) -> None:
-    assert (keyed_task_id(a, b) == keyed_task_id(c, d)) == ((a, b) == (c, d))
+@given(*[st.tuples(labels, labels, st.none() | labels)] * 2)
+def test_two_keys_share_a_task_only_when_tenant_key_and_session_are_equal(one: Keyed, other: Keyed) -> None:
+    assert (keyed_task_id(*one) == keyed_task_id(*other)) == (one == other)
+
+
+@given(labels, labels, labels)
+def test_all_that_belongs_to_a_session_is_in_its_bucket(tenant: str, session: str, key: str) -> None:
+    bucket = bucket_of(tenant, session)
+    task_id = new_task_id(tenant, session)
+    assert 0 <= bucket < BUCKETS
+    for one in (task_id, keyed_task_id(tenant, key, session), child_task_id(task_id, "a", 0)):
+        assert bucket_in(one) == bucket_for(one) == bucket_for((tenant, session)) == bucket
+    assert bucket_in(child_task_id(child_task_id(task_id, "a", 1), "b", 0)) == bucket
+
+
+def test_a_bucket_is_for_ever() -> None:
+    assert bucket_of("default", "s-1") == 596
+    assert bucket_in(UUID("44e33034-59ff-5231-a658-e4fc85ed816f")) == 0x16F

@@ -26,7 +26,7 @@ FULL = TaskMessage(
     "chat",
     {"message": "hi", "deep": [1, {"two": None}]},
     ("first", 2.5),
-    keyed_task_id("acme", "k"),
+    keyed_task_id("acme", "k", "s"),
     FleetHeader(
         tenant="acme", session="s", idempotency_key="k", deadline_at=datetime(2031, 1, 1, tzinfo=UTC), max_attempts=7
     ),

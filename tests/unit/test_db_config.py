@@ -58,8 +58,8 @@ def test_without_a_file_the_urls_are_the_nodes_each_once() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("- primary", "db.yaml, line 1: expected a mapping with primary and replicas"),
-        ("", "db.yaml, line 1: expected a mapping with primary and replicas"),
+        ("- primary", "db.yaml, line 1: expected a mapping of keys"),
+        ("", "db.yaml, line 1: expected a mapping of keys"),
         ("primary: {host: a\n", "db.yaml, line 2: not YAML: "),
         ("primary:\n  host: a\n  prot: 1\n", "db.yaml, line 3, primary.prot: no such key"),
         ("replicas: []\n", "db.yaml, line 1, primary: this key is missing"),

@@ -20,7 +20,7 @@ MESSAGE = TaskMessage(
     "chat",
     {"message": "hi"},
     (1,),
-    keyed_task_id("acme", "k"),
+    keyed_task_id("acme", "k", "s"),
     FleetHeader(
         tenant="acme",
         session="s",

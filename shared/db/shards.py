@@ -1,0 +1,112 @@
+"""Several clusters, each a whole fleet of its own for its buckets; and units of work on the right one.
+
+A worker and a keeper belong to one shard and know no other (the keeper only to take strays home). Producers and
+commands know all: a unit of work with a key goes to the shard of its bucket, then to a node there.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import text
+
+from shared.db.database import Database
+from shared.db.knobs import DbKnobs
+from shared.db.shard_map import BucketRow, Home, ShardKey, ShardMap, bucket_for, check_here
+from shared.db.shards_file import ShardAddress
+from shared.errors import DatabaseUnavailable, ShardMoved
+
+MAP_FOR_S = 5.0
+"""Seconds for which a map is taken for right, unless somebody finds that it is not."""
+ROWS = text("SELECT bucket, epoch, state, shard FROM shard_buckets")
+HOLD = text("SELECT state FROM shard_buckets WHERE bucket = :bucket FOR KEY SHARE")
+"""Locks the bucket's row: whoever takes the bucket away waits for this transaction."""
+LOOK = text("SELECT state FROM shard_buckets WHERE bucket = :bucket")
+
+
+class Shards:
+    """Every shard's database. Belongs to one event loop."""
+
+    def __init__(self, addresses: Sequence[ShardAddress], knobs: DbKnobs, *, application_name: str) -> None:
+        self.databases = {
+            one.name: Database(knobs, application_name=application_name, layout=one.layout, shards=self)
+            for one in addresses
+        }
+        self.first = addresses[0].name
+        self._map = ShardMap(self.first)
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+
+    async def map(self) -> ShardMap:
+        """Where the buckets are, read anew now and then.
+
+        Raises: DatabaseUnavailable when no shard answers and none ever did.
+        """
+        if time.monotonic() - self._read_at > MAP_FOR_S:
+            async with self._reading:
+                if time.monotonic() - self._read_at > MAP_FOR_S:
+                    await self._read()
+        return self._map
+
+    def doubt(self) -> None:
+        """The map was wrong: read it anew before it is used again."""
+        self._read_at = float("-inf")
+
+    async def home_of(self, bucket: int) -> Home:
+        """Where a bucket is."""
+        return (await self.map()).home_of(bucket)
+
+    async def database_of(self, key: ShardKey) -> Database:
+        """The database of the shard where the key's bucket is."""
+        return self.databases[self.known((await self.home_of(bucket_for(key))).shard)]
+
+    def known(self, shard: str) -> str:
+        """The name itself. Raises: ShardMoved when FLEET_DB_SHARDS does not name it."""
+        if shard not in self.databases:
+            raise ShardMoved(f"shard {shard!r} is not in the file of FLEET_DB_SHARDS: add it there, and start again")
+        return shard
+
+    @asynccontextmanager
+    async def unit(self, key: ShardKey, **how: Any) -> AsyncIterator[Any]:
+        """A unit of work on the key's shard; see `Database.unit`.
+
+        Raises: ShardMoved when the bucket is not there (any more): nothing is done, the next unit looks where it is.
+        """
+        bucket = bucket_for(key)
+        home = await self.home_of(bucket)
+        try:
+            async with self.databases[self.known(home.shard)].unit(**how) as session:
+                if how.get("mode", "rw") == "rw":
+                    await self._check(session, HOLD, bucket, home)
+                yield session
+                if how.get("mode", "rw") == "ro":  # what was read before this was still there
+                    await self._check(session, LOOK, bucket, home)
+        except ShardMoved:
+            self.doubt()
+            raise
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await asyncio.gather(*(database.close() for database in self.databases.values()))
+
+    async def _check(self, session: Any, look: Any, bucket: int, home: Home) -> None:
+        state = await session.scalar(look, {"bucket": bucket})
+        check_here(state, bucket=bucket, here=home.shard, home=home)
+
+    async def rows(self, shard: str) -> list[BucketRow]:
+        """What a shard says of its buckets."""
+        async with self.databases[shard].unit(mode="ro") as unit:
+            return [BucketRow(*row) for row in await unit.execute(ROWS)]
+
+    async def _read(self) -> None:
+        async def merge(name: str) -> None:
+            self._map = self._map.merged(await self.rows(name))
+
+        answers = await asyncio.gather(*(merge(name) for name in self.databases), return_exceptions=True)
+        problems = [answer for answer in answers if answer is not None]
+        for problem in problems:
+            if not isinstance(problem, DatabaseUnavailable) or (len(problems) == len(answers) and not self._map.moved):
+                raise problem
+        self._read_at = time.monotonic()
