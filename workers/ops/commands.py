@@ -55,8 +55,7 @@ def up(
         )
     else:
         door: Door = context.obj
-        door.check()  # refuse before anything starts
-        door.check_models()
+        door.check_all()  # refuse before anything starts
         pinned_ports(port or [])
         options = ["--dir", str(run.base), "--profile", profile, "--workers", str(workers)]
         options += ["--replicas", str(replicas), *(["--sync"] if sync else [])]

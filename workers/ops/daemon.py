@@ -15,6 +15,7 @@ from shared.errors import FleetError, Misconfigured
 from workers.ops.control import Carry, Tell, listening
 from workers.ops.knobs import SupervisorKnobs
 from workers.ops.opening import open_site
+from workers.ops.remedies import named
 from workers.ops.replication.failover import Failover
 from workers.ops.replication.failover import Wish as FailoverWish
 from workers.ops.spec import Event
@@ -48,16 +49,17 @@ def run(order: Order) -> int:
             project=order.project,
             knobs=order.knobs,
         )
-    except FleetError as error:
-        tell({"error": error.as_dict()})
+    except (FleetError, OSError) as error:
+        tell({"error": named(error).as_dict()})
         return 1
     try:
         _redirect_errors(around.run.log("supervisor"))
         return asyncio.run(_supervise(order, around=around))
-    except FleetError as error:
+    except (FleetError, OSError) as error:
+        told = named(error).as_dict()
         with contextlib.suppress(Misconfigured):  # the state file may be what failed
-            around.run.write_state({**around.run.read_state(), "phase": "failed", "error": error.as_dict()})
-        tell({"error": error.as_dict()})
+            around.run.write_state({**around.run.read_state(), "phase": "failed", "error": told})
+        tell({"error": told})
         return 1
     finally:
         around.run.close()

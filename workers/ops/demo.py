@@ -66,8 +66,7 @@ def demo(
 ) -> None:
     """Start a private fleet, ask it a question, kill a worker in the middle of a task, and stop everything."""
     door: Door = context.obj
-    door.check()
-    door.check_models()
+    door.check_all()
     if not question.strip():
         raise Misconfigured("--question is empty; write for example --question 'How do I scale out?'.")
     screen = DemoScreen(quiet=as_json)

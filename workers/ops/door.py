@@ -32,8 +32,8 @@ class Door:
     check: Callable[[], object]
     """Checks every FLEET_ variable. Raises: Misconfigured."""
 
-    check_models: Callable[[], object]
-    """Checks the file that FLEET_LLM_CONFIG names, and the keys that it names. Raises: Misconfigured."""
+    check_all: Callable[[], object]
+    """And those of every process of a fleet, and the file that FLEET_LLM_CONFIG names. Raises: Misconfigured."""
 
     connect: Callable[[Mapping[str, str]], "FleetClient"]
     """Makes a client of the environment plus these variables. Raises: Misconfigured."""

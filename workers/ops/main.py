@@ -1,5 +1,6 @@
 """The command line `fleet`: wiring only. Every failure that has a name ends as one sentence, never as a stack trace."""
 
+import importlib
 import io
 import os
 import sys
@@ -31,11 +32,15 @@ from workers.ops import (
 from workers.ops.daemon import Order, run, tell
 from workers.ops.door import Door
 from workers.ops.knobs import SupervisorKnobs
+from workers.ops.remedies import of_system, with_remedy
 from workers.ops.screen import print_error
 from workers.ops.topology import Wish
 
 if TYPE_CHECKING:  # see workers.ops.door
     from shared.client import FleetClient
+
+KNOBS = {"worker": ("workers.agents.knobs", "WorkerKnobs"), "keeper": ("workers.keeper.knobs", "KeeperKnobs")}
+"""Of the processes that `fleet up` starts as commands: named, not imported, for rooms do not know each other."""
 
 app = typer.Typer(
     name="fleet",
@@ -71,9 +76,14 @@ app.add_typer(llm_commands.llm)
 @app.callback()
 def open_door(context: typer.Context) -> None:
     """Hand every command what it may not fetch itself: the environment, and the way to a fleet."""
-    context.obj = Door(
-        environment=dict(os.environ), check=load, check_models=lambda: load_llm(load().llm), connect=connect
-    )
+    context.obj = Door(environment=dict(os.environ), check=load, check_all=check_all, connect=connect)
+
+
+def check_all() -> None:
+    """Check what every process of a fleet is set up with, before any of them starts. Raises: Misconfigured."""
+    load_llm(load().llm)
+    for room, (module, knobs) in KNOBS.items():
+        load_room(room, getattr(importlib.import_module(module), knobs))
 
 
 def connect(addresses: Mapping[str, str]) -> "FleetClient":
@@ -145,11 +155,18 @@ def main() -> None:
             stream, io.TextIOWrapper
         ):  # a terminal that cannot show a character gets its escape, not an error
             stream.reconfigure(errors="backslashreplace")
+    as_json = "--json" in sys.argv
     try:
-        app()
+        sys.exit(app(standalone_mode=not as_json))  # else typer tells people what is wrong with their words, by itself
+    except typer.TyperException as error:
+        print_error(Misconfigured(error.format_message()), as_json=as_json)
+        sys.exit(error.exit_code)
     except FleetError as error:
-        print_error(error, as_json="--json" in sys.argv)
+        print_error(with_remedy(error), as_json=as_json)
         sys.exit(exit_code(error))
+    except OSError as error:
+        print_error(of_system(error), as_json=as_json)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

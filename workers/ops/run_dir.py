@@ -87,9 +87,12 @@ class RunDir:
         """
         try:
             handle, name = tempfile.mkstemp(dir=self.base, prefix="state.", suffix=".new")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(state, file, indent=1)
-            Path(name).chmod(0o644)
-            Path(name).replace(self.state)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(state, file, indent=1)
+                Path(name).chmod(0o644)
+                Path(name).replace(self.state)
+            finally:
+                Path(name).unlink(missing_ok=True)
         except OSError as error:
             raise Misconfigured(f"The state file {self.state} cannot be written: {error.strerror}.") from error
