@@ -15,6 +15,8 @@ from shared.llm.prices import text_tokens
 
 FRESH_S = 30.0
 """Seconds a read of the catalogue is good for; a name or an input that does not fit is looked up anew at once."""
+READ_S = 0.6
+"""Seconds that a caller waits for a read: PostgreSQL may hang, and a submit has less than a second in all."""
 PROMPT_TOKENS = "x-prompt-tokens"
 """Keyword of an offered schema: the text goes to a language model in one piece, and no more tokens than this do."""
 
@@ -27,7 +29,13 @@ class Catalogue:
         self._validators: dict[str, Validator] = {}
         self._inputs: dict[str, Mapping[str, Any]] = {}
         self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        self._asked_at = float("-inf")
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether PostgreSQL has not answered a read in time, and still does not."""
+        return self._reading is not None and not self._reading.done() and self._left_s() <= 0
 
     async def check(self, agent: str, kwargs: Mapping[str, Any]) -> None:
         """Refuse what no worker could run.
@@ -37,20 +45,31 @@ class Catalogue:
         problem = self._problem(agent, kwargs)
         if problem is None and time.monotonic() - self._read_at <= FRESH_S:
             return
-        try:
-            await self._read_once()
-        except DatabaseUnavailable:
+        if not await self._read_once():
             return
         problem = self._problem(agent, kwargs)
         if problem is not None:
             raise problem
 
-    async def _read_once(self) -> None:
-        """Read anew; callers that come meanwhile share one read."""
-        asked_at = time.monotonic()
-        async with self._reading:
-            if self._read_at < asked_at:
-                await self._read()
+    async def _read_once(self) -> bool:
+        """Read anew; callers that come meanwhile share one read, its failure too. Returns: whether it is read."""
+        if self._reading is None or self._reading.done():
+            self._asked_at = time.monotonic()
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(lambda read: read.cancelled() or read.exception())  # heard, awaited or not
+        reading = self._reading
+        await asyncio.wait(
+            {reading}, timeout=max(0.0, self._left_s())
+        )  # a hung driver does not even end when cancelled
+        if not reading.done() or reading.cancelled():
+            return False
+        if isinstance(reading.exception(), DatabaseUnavailable):
+            return False
+        reading.result()
+        return True
+
+    def _left_s(self) -> float:
+        return self._asked_at + READ_S - time.monotonic()
 
     async def _read(self) -> None:
         schemas = await offered(self._database)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import structlog
@@ -19,6 +19,7 @@ from shared.broker.publisher import Publisher
 from shared.contracts import TaskMessage
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
+from shared.db.pools import process_name
 from shared.errors import DatabaseUnavailable, FleetError, NotAccepted, PublishUnconfirmed
 from shared.ledger.catalogue import Catalogue
 from shared.ledger.group_commit import GroupCommit, Written
@@ -29,9 +30,11 @@ from shared.ledger.views import state_of
 
 log = structlog.get_logger()
 
-LEDGER_WAIT_S = 2.0
-"""Seconds a submit waits for PostgreSQL before the broker alone accepts the task."""
-CONFIRM_WAIT_S = 0.5
+LEDGER_WAIT_S = 0.5
+"""Seconds a submit waits for PostgreSQL alone; then whoever answers first, it or the broker, accepts the task."""
+LEDGER_LAST_S = 2.0
+"""Seconds more that a submit waits for PostgreSQL when the broker did not take the task."""
+CONFIRM_WAIT_S = 0.3
 """Seconds a submit that the ledger accepted waits for the broker; what is not confirmed is held in the ledger."""
 VISIBLE_TRIES_S = (0.0, 0.02, 0.1, 0.5)
 """Waits between looks for a committed row after a producer's commit."""
@@ -48,7 +51,7 @@ class Intake:
     """A producer's way to the ledger and the queue. Belongs to one event loop; close it there."""
 
     def __init__(self, db: DbKnobs, ledger: LedgerKnobs, publisher: Publisher) -> None:
-        self.database = Database(db, application_name="fleet-client")
+        self.database = Database(db, application_name=process_name("fleet-client"))
         self.catalogue = Catalogue(self.database)
         self._commit = GroupCommit(self.database, ledger, worker=None, when_down="raise")
         self._publisher = publisher
@@ -67,13 +70,17 @@ class Intake:
         tenant = message.fleet.tenant
         is_held = is_later(message) or self._is_crowded(tenant)
         confirmation = None if is_held else self.publish(message)  # with the ledger, not after it: either accepts
+        writing = asyncio.ensure_future(self._accept(message, published=not is_held))
         self._open[tenant] += 1
         try:
-            written = await self._accept(message, published=not is_held)
-        except DatabaseUnavailable as ledger_error:
-            await self._accept_by_broker(message, confirmation or self.publish(message), ledger_error)
-            return "broker"
+            await asyncio.wait({writing}, timeout=0.0 if self.catalogue.is_overdue else LEDGER_WAIT_S)
+            if not writing.done() or isinstance(writing.exception(), DatabaseUnavailable):
+                confirmation = confirmation or self.publish(message)
+                if await self._is_brokers(message, writing, confirmation):
+                    return "broker"
+            written = writing.result()
         finally:
+            writing.cancel()
             self._open[tenant] -= 1
             if not self._open[tenant]:
                 del self._open[tenant]
@@ -142,24 +149,32 @@ class Intake:
 
     async def _accept(self, message: TaskMessage, *, published: bool) -> Written | None:
         row = task_row(message) | {"redispatch_s": self._knobs.redispatch_s, "published": published}
-        try:
-            async with asyncio.timeout(LEDGER_WAIT_S):
-                return await self._commit.write("accept", ("accept", message.id, None, 0), row)
-        except TimeoutError:
-            raise DatabaseUnavailable(f"PostgreSQL did not answer within {LEDGER_WAIT_S:g} s") from None
+        return await self._commit.write("accept", ("accept", message.id, None, 0), row)
 
-    async def _accept_by_broker(
-        self, message: TaskMessage, confirmation: "asyncio.Future[None]", ledger_error: FleetError
-    ) -> None:
-        try:
-            await confirmation
-        except PublishUnconfirmed as broker_error:
-            raise NotAccepted(
-                f"the task was not accepted: {ledger_error.message}; and {broker_error.message}; "
-                "try again (with an idempotency_key, so that it can only be accepted once)",
-                retry_after_s=1.0,
-            ) from None
-        log.warning("client.accepted_by_broker", task_id=str(message.id), cause=ledger_error.message)
+    async def _is_brokers(
+        self, message: TaskMessage, writing: "asyncio.Future[Written | None]", confirmation: "asyncio.Future[None]"
+    ) -> bool:
+        """PostgreSQL is away or silent: whoever answers first has the task.
+
+        Returns: Whether that is the broker.
+        Raises: NotAccepted when neither does.
+        """
+        pending: set[asyncio.Future[Any]] = {writing, confirmation}
+        while pending:
+            last_s = None if confirmation in pending else LEDGER_LAST_S
+            done, pending = await asyncio.wait(pending, timeout=last_s, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done() and not isinstance(writing.exception(), DatabaseUnavailable):
+                return False
+            if confirmation.done() and confirmation.exception() is None:
+                log.warning("client.accepted_by_broker", task_id=str(message.id), cause=_cause(writing))
+                return True
+            if not done:
+                break
+        raise NotAccepted(
+            f"the task was not accepted: {_cause(writing)}; and {_cause(confirmation)}; "
+            "try again (with an idempotency_key, so that it can only be accepted once)",
+            retry_after_s=1.0,
+        )
 
     def _is_crowded(self, tenant: str) -> bool:
         until = self._crowded_until.get(tenant)
@@ -181,6 +196,11 @@ class Intake:
             await hold(self.database, [task_id])
         except DatabaseUnavailable:
             log.warning("client.left_to_redispatch", task_id=str(task_id))
+
+
+def _cause(answer: "asyncio.Future[Any]") -> str:
+    error = answer.exception() if answer.done() else None
+    return error.message if isinstance(error, FleetError) else str(error or "PostgreSQL does not answer")
 
 
 def is_later(message: TaskMessage) -> bool:

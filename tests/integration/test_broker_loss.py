@@ -21,8 +21,8 @@ AWAY_S = 6.0
 """Seconds that each fault lasts: longer than a fall-back may take."""
 FALL_BACK_S = 5.0
 RETURN_S = 15.0
-SUBMIT_S = 2.0
-"""Half a second of waiting for the broker, and what a busy machine adds; less than one connection may take."""
+SUBMIT_S = 1.0
+"""A third of a second of waiting for the broker, and what a busy machine adds; less than one connection may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,9 @@ def test_while_the_broker_is_away_tasks_are_accepted_and_started_and_afterwards_
     }  # fmt: skip
     print(f"{name}: {len(ids)} tasks;", ", ".join(f"{what} {seconds:.2f} s" for what, seconds in told.items()))
     assert stream.errors == []
-    assert max(one.took_s for one in stream.sent) < SUBMIT_S
+    took_s = sorted(one.took_s for one in stream.sent)
+    assert took_s[int(len(took_s) * 0.95)] < SUBMIT_S, "the rest is what this machine does beside"
+    assert took_s[-1] < SUBMIT_S + 1
     assert max(waits) < FALL_BACK_S
     lines = sorted(int(line) for line in diary.read_text().split())
     assert lines == list(range(len(ids))), "every task began, and began once"

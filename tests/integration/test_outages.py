@@ -1,5 +1,6 @@
 """The broker or the database goes away: submits are accepted by the other, and all that was accepted is finished."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,6 +70,27 @@ def test_without_the_database_a_submit_is_accepted_by_the_broker_and_finished_la
     assert again.id == tasks[0].id
     assert again.accepted_by == "ledger"
     assert fleet.pid("worker-1") == pid, "no worker dies with the database"
+
+
+@pytest.mark.parametrize("name", ["postgres", "rabbitmq"])
+def test_while_one_server_hangs_submits_are_accepted_within_a_second(
+    name: str, fleet: BackgroundSupervisor, client: FleetClient
+) -> None:
+    """Also by a producer that has just started, and has to ask first which agents there are."""
+    took_s = []
+    fleet.freeze(name)
+    try:
+        fresh = client_of(fleet)
+        for number in range(6):
+            began = time.monotonic()
+            (fresh if number < 3 else client).submit("test.echo", {"text": f"{name}-{number}"}, tenant=name)
+            took_s.append(time.monotonic() - began)
+    finally:
+        fleet.thaw(name)
+    fresh.close()
+    print(f"{name} hung: submits took", ", ".join(f"{one:.2f} s" for one in took_s))
+    assert sorted(took_s)[-2] < 1.0, "all but one that a busy machine held up"
+    eventually(lambda: [view.state for view in client.tasks(tenant=name)] == ["succeeded"] * 6)
 
 
 def test_without_both_a_submit_fails_clearly_and_nothing_is_half_done(

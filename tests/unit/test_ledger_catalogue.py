@@ -25,10 +25,13 @@ class Ledger:
         self.schemas: dict[str, dict[str, Any]] = {"echo": ECHO}
         self.reads = 0
         self.is_down = False
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def offered(self, database: Database) -> dict[str, dict[str, Any]]:
         self.reads += 1
         await asyncio.sleep(0)
+        await self.answers.wait()
         if self.is_down:
             raise DatabaseUnavailable("down")
         return dict(self.schemas)
@@ -132,6 +135,33 @@ async def test_before_any_worker_has_started_nothing_is_refused(catalogue: Catal
 async def test_a_thousand_callers_at_once_share_one_read(catalogue: Catalogue, ledger: Ledger) -> None:
     await asyncio.gather(*(catalogue.check("echo", {"text": "hi"}) for _ in range(1000)))
     assert ledger.reads <= 2
+
+
+async def test_a_read_that_fails_fails_once_for_all_who_waited_for_it(catalogue: Catalogue, ledger: Ledger) -> None:
+    ledger.is_down = True
+    await asyncio.gather(*(catalogue.check("nobody", {}) for _ in range(100)))
+    assert ledger.reads == 1
+    ledger.is_down = False
+    with pytest.raises(UnknownAgent):
+        await catalogue.check("nobody", {})
+
+
+async def test_a_ledger_that_hangs_is_waited_for_once_and_what_it_says_in_the_end_counts(
+    catalogue: Catalogue, ledger: Ledger, hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "READ_S", 0.05)
+    ledger.answers.clear()
+    await asyncio.gather(*(catalogue.check("nobody", {}) for _ in range(100)))
+    hands.seconds += 0.05
+    assert catalogue.is_overdue
+    async with asyncio.timeout(30):
+        await catalogue.check("nobody", {})
+    assert ledger.reads == 1
+    ledger.answers.set()
+    await asyncio.sleep(0.01)
+    assert not catalogue.is_overdue
+    with pytest.raises(UnknownAgent):
+        await catalogue.check("nobody", {})
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("a" * 400, 100), ("词" * 100, 100), ("词" * 50 + "a" * 200, 100)])
