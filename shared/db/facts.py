@@ -14,6 +14,8 @@ class NodeAddress:
     weight: int = 1
     """Its share of the reads among the replicas; 0: never read from, only promoted."""
     pool_size: int = 5
+    direct_url: str = ""
+    """Past the pooler, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ LOOK = """
 BEAT_AGE = "(SELECT extract(epoch FROM beat_at)::float8 FROM db_heartbeat)"
 BEAT = """
     UPDATE db_heartbeat SET beat_at = clock_timestamp()
+    FROM (SELECT set_config('synchronous_commit', 'local', true)) AS waits_for_no_standby
     WHERE beat_at NOT BETWEEN clock_timestamp() - make_interval(secs => %s) AND clock_timestamp()"""
 """One from the future is an earlier primary's, whose clock was ahead."""
 HAS_BEAT = "SELECT to_regclass('db_heartbeat') IS NOT NULL"
@@ -70,7 +71,6 @@ class Eye:
             host=url.host, port=url.port, user=url.username, password=url.password, dbname=url.database,
             autocommit=True, **self._parameters,
         )  # fmt: skip
-        await link.execute("SET synchronous_commit = local")  # a heartbeat waits for no standby
         row = await (await link.execute(HAS_BEAT)).fetchone()
         self._query = LOOK.format(beat=BEAT_AGE if row and row[0] else "NULL::float8")
         return link

@@ -4,6 +4,8 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from os import getpid
+from socket import gethostname
 from typing import Any
 from weakref import WeakSet
 
@@ -14,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, Inva
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from shared.db.facts import NodeAddress
 from shared.db.knobs import DbKnobs
 from shared.db.link import Honest, Link
 from shared.db.sessions import guard
@@ -23,15 +26,24 @@ FAILURES = (DBAPIError, PoolTimeout, InvalidRequestError)
 """What may be the server's doing. Not OSError: the driver raises none, and the caller's own work inside a unit may."""
 
 
-def connect_args(knobs: DbKnobs, *, application_name: str) -> dict[str, Any]:
-    """libpq parameters that every connection of the fleet carries: a name, and a limit for each wait."""
+def process_name(role: str) -> str:
+    """What a process calls itself to PostgreSQL, which keeps 63 characters: `fleet-worker@host:4711`."""
+    return f"{role}@{gethostname()[:30]}:{getpid()}"
+
+
+def connect_args(knobs: DbKnobs, *, application_name: str, is_direct: bool = False) -> dict[str, Any]:
+    """libpq parameters that every connection of the fleet carries: a name, and a limit for each wait.
+
+    Args:
+        is_direct: Whether it leads past a pooler, if there is one.
+    """
     parameters: dict[str, Any] = {
         "application_name": application_name,
         "connect_timeout": knobs.connect_timeout_s,
         "keepalives_idle": 20,
         "tcp_user_timeout": 20_000,
     }
-    if knobs.pooler == "none":
+    if knobs.pooler == "none" or is_direct:
         parameters["options"] = f"-c statement_timeout={round(knobs.statement_timeout_s * 1000)}"
     else:
         parameters["prepare_threshold"] = None
@@ -81,10 +93,13 @@ class Pool:
     """Connections to one node that all write, or all cannot."""
 
     def __init__(
-        self, url: str, knobs: DbKnobs, *, application_name: str, writes: bool, pool_size: int | None = None
+        self, node: NodeAddress, knobs: DbKnobs, *, application_name: str, writes: bool
     ) -> None:  # fmt: skip
-        self.url: URL = make_url(url)
-        self.size = pool_size or knobs.pool_size
+        self.url: URL = make_url(node.url)
+        self.direct_url: URL = make_url(node.direct_url or node.url)
+        """Past the pooler."""
+        self.size = node.pool_size
+        self.overflow = round(node.pool_size * knobs.pool_overflow_ratio)
         self.knobs = knobs
         self.writes = writes
         self.links: Links = {}
@@ -92,13 +107,15 @@ class Pool:
         """Connections beside the pool that somebody keeps."""
         self._holders: dict[object, tuple[asyncio.Task[object] | str, float]] = {}
         parameters = connect_args(knobs, application_name=application_name)
-        if not writes and knobs.pooler == "none":
+        self.is_read_only = not writes and knobs.pooler == "none"
+        """Whether its connections refuse writes by themselves; where not, each transaction has to."""
+        if self.is_read_only:
             # After a promotion these connections would otherwise write: nobody tells them that their node has changed.
             parameters["options"] += " -c default_transaction_read_only=on"
         self.options: dict[str, Any] = {
             "pool_size": self.size,
-            "max_overflow": self.size,
-            "pool_timeout": knobs.connect_timeout_s,
+            "max_overflow": self.overflow,
+            "pool_timeout": knobs.pool_timeout_s,
             "pool_recycle": knobs.pool_recycle_s,
             "pool_pre_ping": True,
             "connect_args": parameters,
@@ -133,8 +150,9 @@ class Pool:
         oldest_s = max((now - since for _, since in holders), default=0.0)
         who = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in names.most_common(5))
         return PoolExhausted(
-            f"no connection to {self.url.host}:{self.url.port} within {self.knobs.connect_timeout_s} s: all"
-            f" {2 * self.size} of this process are in use, the oldest for {oldest_s:.1f} s; held or awaited by {who}",
+            f"no connection to {self.url.host}:{self.url.port} within {self.knobs.pool_timeout_s:g} s: all"
+            f" {self.size + self.overflow} of this process are in use, the oldest for {oldest_s:.1f} s; held or awaited"
+            f" by {who}",
             retry_after_s=0.1,
         )
 

@@ -6,25 +6,16 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
-import structlog
-
 from shared.db import tokens
-from shared.db.admission import Terms, conclude
 from shared.db.decide import Decision, Lost, Wish, decide, refuted
-from shared.db.facts import Cluster, Facts, NodeAddress, Standing
+from shared.db.facts import Cluster, Facts, NodeAddress
 from shared.db.knobs import DbKnobs
-from shared.db.look import Eye
-from shared.db.pools import Pool, connect_args
+from shared.db.pools import Pool
 from shared.db.tokens import CausalToken
 from shared.db.topology import Layout
-from shared.db.watch import Watch
+from shared.db.view import PRIMARY_WAIT_S, View
 from shared.errors import PrimaryLost, ReplicaStale
 from shared.telemetry import db_metrics as metrics
-
-log = structlog.get_logger()
-
-PRIMARY_WAIT_S = 2.0
-"""Seconds a unit of work waits for looks to find a primary, when none is known."""
 
 
 class Node:
@@ -32,12 +23,8 @@ class Node:
 
     def __init__(self, address: NodeAddress, knobs: DbKnobs, *, application_name: str) -> None:
         self.address = address
-        self.writer = Pool(
-            address.url, knobs, application_name=application_name, writes=True, pool_size=address.pool_size
-        )
-        self.reader = Pool(
-            address.url, knobs, application_name=application_name, writes=False, pool_size=address.pool_size
-        )
+        self.writer = Pool(address, knobs, application_name=application_name, writes=True)
+        self.reader = Pool(address, knobs, application_name=application_name, writes=False)
 
     @property
     def load(self) -> float:
@@ -67,39 +54,31 @@ class Place:
 class Router:
     """Belongs to one event loop, from the first unit of work on."""
 
-    def __init__(self, layout: Layout, knobs: DbKnobs, *, application_name: str) -> None:
+    def __init__(
+        self, layout: Layout, knobs: DbKnobs, *, application_name: str, view: View | None = None
+    ) -> None:  # fmt: skip
         self.layout = layout
         self.knobs = knobs
         self.nodes = {one.name: Node(one, knobs, application_name=application_name) for one in layout.nodes}
         self.served: Counter[str] = Counter()
         """Reads by node."""
         self._preferred = layout.nodes[0].name
-        self._terms = Terms(
-            max_lag_s=knobs.max_lag_s,
-            return_after_s=knobs.return_after_s,
-            silent_after_s=knobs.answer_timeout_s + 2 * knobs.look_every_s,
-        )
-        self._led_by: str | None = None
-        """The last primary that was seen."""
-        self._demoted: set[str] = set()
-        self._is_ready = False
-        self._seen: dict[str, Facts | None] = {}
-        self.cluster = Cluster(others=tuple(Standing(one.name, one.weight, None) for one in layout.nodes))
-        parameters = connect_args(knobs, application_name=f"{application_name}-watch")
-        eyes = {
-            name: Eye(node.writer.url, parameters=parameters, limit_s=knobs.answer_timeout_s)
-            for name, node in self.nodes.items()
-        }
-        self._watch = Watch(eyes, every_s=knobs.look_every_s, on_look=self._note)
+        self.view = view or View(layout, knobs, application_name=application_name)
+        self.view.join(self._cut)
         self._overflow = asyncio.Semaphore(knobs.overflow)
         self._overflowing = 0
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
+    def cluster(self) -> Cluster:
+        """What is known of the nodes."""
+        return self.view.cluster
+
+    @property
     def writer(self) -> Pool:
         """The pool that writes on the node last seen as the primary; on the configured one before any look."""
         primary = self.cluster.primary
-        return self.nodes[primary.name if primary else self._led_by or self._preferred].writer
+        return self.nodes[primary.name if primary else self.view.led_by or self._preferred].writer
 
     def explain(self, wish: Wish, token: CausalToken | None) -> Decision:
         """What would be decided now."""
@@ -125,17 +104,17 @@ class Router:
         takes_overflow = decision.verdict == "overflow"
         if takes_overflow:
             await self._take_overflow(wish, decision)
-            if not self._leads(decision.node):  # any more: this has waited
+            if not self.view.leads(decision.node):  # any more: this has waited
                 self._give_overflow_back()
                 return await self.place(wish, token)
             metrics.OVERFLOWS.labels(asked).inc()
         metrics.UNITS.labels(decision.node, asked).inc()
         node = self.nodes[decision.node]
-        is_replica = not self._leads(decision.node)
+        is_replica = not self.view.leads(decision.node)
         pool = node.reader if is_replica else node.writer
         if wish.mode == "ro":
             self.served[decision.node] += 1
-        facts, timeline = self._seen.get(decision.node), self.cluster.timeline
+        facts, timeline = self.view.seen.get(decision.node), self.cluster.timeline
         return Place(decision.node, pool, decision, facts, timeline, is_replica, takes_overflow)
 
     def believed(self, given: CausalToken | None) -> CausalToken | None:
@@ -157,34 +136,20 @@ class Router:
             self._give_overflow_back()
 
     async def ready(self) -> None:
-        """Begin to look at the nodes; return once there is a primary, or every node has been looked at."""
-        if self._is_ready:
-            return
-        if not self._watch.is_running:
-            self._watch.start()
-        await self._watch.look_again(
-            within_s=self.knobs.connect_timeout_s + self.knobs.answer_timeout_s,
-            is_enough=lambda: self.cluster.primary is not None and len(self._seen) == len(self.nodes),
-        )
-        self._is_ready = True
+        """See `View.ready`."""
+        await self.view.ready()
 
     async def look_again(self, *, within_s: float = PRIMARY_WAIT_S) -> None:
         """Look at every node now."""
-        await self._watch.look_again(within_s=within_s)
-
-    def is_standby(self, name: str, *, since: float) -> bool:
-        """Whether a node has said, after that moment, that it is a standby."""
-        facts = self._seen.get(name)
-        return facts is not None and facts.seen_at >= since and not facts.is_primary
+        await self.view.watch.look_again(within_s=within_s)
 
     async def doubt(self, name: str) -> None:
-        """A unit of work could not open a connection there: forget what was known, and look again."""
-        self._note(name, None)
-        await self._watch.look_again(within_s=PRIMARY_WAIT_S, is_enough=lambda: self._seen.get(name) is not None)
+        """A unit of work could not open a connection there; see `View.doubt`."""
+        await self.view.doubt(name)
 
     async def close(self) -> None:
         """Stop looking, close every connection."""
-        await self._watch.close()
+        await self.view.leave(self._cut)
         for node in self.nodes.values():
             await node.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
@@ -192,8 +157,10 @@ class Router:
     def _load(self, name: str) -> float:
         return self.nodes[name].load
 
-    def _leads(self, name: str) -> bool:
-        return self.cluster.primary is not None and self.cluster.primary.name == name
+    def _cut(self, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self.nodes[name].writer.demote())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _decided(self, wish: Wish, token: CausalToken | None) -> Decision:
         """Decide; wait for a replica or for a primary where that may help, and ignore a token that cannot be true."""
@@ -202,7 +169,7 @@ class Router:
         if decision.verdict == "wait" and decision.node is not None and token is not None:
             decision = await self._after_wait(decision.node, wish, token)
         if decision.verdict == "refuse":
-            await self._watch.look_again(
+            await self.view.watch.look_again(
                 within_s=PRIMARY_WAIT_S, is_enough=lambda: self.explain(wish, token).verdict != "refuse"
             )
             decision = self.explain(replace(wish, waits=False), token)
@@ -219,13 +186,13 @@ class Router:
         """Whether anything can have happened where the token says; the primary's last look may be too old for that."""
         flushed = self.cluster.flushed
         if flushed and token.timeline == self.cluster.timeline and token.lsn > flushed[-1][1]:
-            await self._watch.look_again(
+            await self.view.watch.look_again(
                 within_s=self.knobs.answer_timeout_s, is_enough=lambda: self.cluster.flushed[-1][0] >= began
             )
         return refuted(token, self.cluster, since=began)
 
     async def _after_wait(self, name: str, wish: Wish, token: CausalToken) -> Decision:
-        met = await self._watch.until(
+        met = await self.view.watch.until(
             lambda: self.explain(wish, token).verdict != "wait", within_s=self.knobs.causal_wait_s, hurry=name
         )
         metrics.WAITS.labels("reached" if met else "gave_up").inc()
@@ -262,47 +229,3 @@ class Router:
         nodes = "; ".join(f"{one.name}: {one.why}" for one in self.cluster.standings)
         kind = PrimaryLost if wish.mode == "rw" or wish.consistency == "primary" else ReplicaStale
         return kind(f"{decision.reason} ({nodes})", retry_after_s=0.2)
-
-    def _note(self, name: str, facts: Facts | None) -> bool:
-        """A look has ended. Returns: Whether this node is the primary."""
-        before = self.cluster.primary
-        self._seen[name] = facts
-        self.cluster = conclude(
-            self.cluster, self._seen, terms=self._terms, now=time.monotonic(), preferred=self._preferred
-        )  # fmt: skip
-        if before is not None and not self._leads(before.name):
-            why = next(one.why for one in self.cluster.standings if one.name == before.name)
-            log.warning("db.primary_gone", node=before.name, cause=why)
-        self._follow()
-        self._measure(name, facts)
-        return self._leads(name)
-
-    def _follow(self) -> None:
-        """Whoever led and is known not to lead any more loses its writing connections at once; silence says nothing."""
-        was, now = self._led_by, self.cluster.primary
-        if now is not None:
-            self._demoted.discard(now.name)
-        if now is not None and now.name != was:
-            self._led_by = now.name
-            if was is not None:
-                metrics.FAILOVERS.inc()
-            log.info("db.primary_seen", node=now.name, timeline=self.cluster.timeline)
-        if was is None or was in self._demoted or self._leads(was):
-            return
-        facts = self._seen.get(was)
-        if now is not None or (facts is not None and (not facts.is_primary or facts.timeline < self.cluster.timeline)):
-            self._demoted.add(was)
-            task = asyncio.get_running_loop().create_task(self.nodes[was].writer.demote())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
-
-    def _measure(self, name: str, facts: Facts | None) -> None:
-        standing = next(one for one in self.cluster.standings if one.name == name)
-        metrics.ADMITTED.labels(name).set(standing.is_admitted)
-        is_primary = self._leads(name)
-        metrics.PRIMARY.labels(name).set(is_primary)
-        if facts is not None and not is_primary:
-            lag_s = self.cluster.lag_s(facts, now=time.monotonic())
-            metrics.LAG_SECONDS.labels(name).set(float("inf") if lag_s is None else lag_s)
-            if self.cluster.flushed:
-                metrics.LAG_BYTES.labels(name).set(max(0, self.cluster.flushed[-1][1] - facts.lsn))

@@ -108,7 +108,7 @@ class SyncUnits:
             with connection:
                 link = _link(connection)
                 link.marks_end = router is not None and wish.marks_end
-                if wish.mode == "ro" and (place is None or not place.is_replica):
+                if wish.mode == "ro" and not pool.is_read_only:
                     connection.execution_options(postgresql_readonly=True)
                 session = self._session_on(connection, wish.mode)
                 with session, session.begin():

@@ -32,17 +32,25 @@ class Layout:
 def layout_of(knobs: DbKnobs) -> Layout:
     """The nodes of FLEET_DB_URL and FLEET_DB_REPLICAS; a node is named by its host and port.
 
-    Raises: Misconfigured for two URLs of one node.
+    Raises: Misconfigured for two URLs of one node, and for a pooler without a way past it.
     """
+    urls = dict.fromkeys((knobs.url, *knobs.replica_urls))
+    if knobs.pooler != "none" and len(knobs.direct_urls) != len(urls):
+        raise Misconfigured(
+            f"FLEET_DB_DIRECT_URL: behind a pooler it must name the {len(urls)} nodes of FLEET_DB_URL and"
+            f" FLEET_DB_REPLICAS without it, in their order, and names {len(knobs.direct_urls)}",
+            variable="FLEET_DB_DIRECT_URL",
+        )
+    directs = dict(zip(urls, knobs.direct_urls, strict=False))
     nodes: dict[str, NodeAddress] = {}
-    for url in dict.fromkeys((knobs.url, *knobs.replica_urls)):
+    for url in urls:
         name = node_name(url)
         if name in nodes:
             raise Misconfigured(
                 f"FLEET_DB_REPLICAS: {name} is listed twice, with different parameters: list each node once",
                 variable="FLEET_DB_REPLICAS",
             )
-        nodes[name] = NodeAddress(name, url, pool_size=knobs.pool_size)
+        nodes[name] = NodeAddress(name, url, pool_size=knobs.pool_size, direct_url=directs.get(url, ""))
     return Layout(tuple(nodes.values()))
 
 

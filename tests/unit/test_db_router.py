@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from shared.db import router as routing
+from shared.db import view as viewing
 from shared.db.decide import Wish
 from shared.db.facts import Facts, NodeAddress
 from shared.db.knobs import DbKnobs
+from shared.db.link import Honest
 from shared.db.router import Place, Router
 from shared.db.tokens import CausalToken, carrying
 from shared.db.topology import Layout
+from shared.db.unit import holds_for
 from shared.errors import PrimaryLost, ReplicaStale
 from shared.telemetry import db_metrics as metrics
 
@@ -68,7 +71,7 @@ class FakeEye:
 
 @asynccontextmanager
 async def router_over(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> AsyncIterator[Router]:
-    monkeypatch.setattr(routing, "Eye", nodes.eye)
+    monkeypatch.setattr(viewing, "Eye", nodes.eye)
     url = "postgresql+psycopg://fleet@{}:1/fleet"
     layout = Layout(tuple(NodeAddress(name, url.format(name)) for name in nodes.says))
     how: dict[str, Any] = {"look_every_s": 0.01, "overflow_wait_s": 0.05, "causal_wait_s": 0.01, **knobs}
@@ -224,6 +227,21 @@ async def test_an_impossible_token_is_forgotten_by_the_work_under_way(monkeypatc
             assert (place.node, trail.token) == ("a", None)
 
 
+async def test_several_routers_of_a_process_look_once_and_each_cuts_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch) as router:
+        beside = Router(router.layout, router.knobs, application_name="chores", view=router.view)
+        await asyncio.gather(router.place(Wish(), None), beside.place(Wish(), None))
+        lines = [Line(), Line()]
+        for one, line in zip((router, beside), lines, strict=True):
+            one.nodes["a"].writer.links["someone"] = line  # type: ignore[assignment]
+        nodes.says |= {"a": None, "b": leads(timeline=2)}
+        await until(lambda: all(line.is_cut for line in lines))
+        await beside.close()
+        nodes.says |= {"b": leads(timeline=2, lsn=500)}
+        await until(lambda: router.cluster.flushed[-1][1] == 500)
+
+
 async def test_without_any_primary_a_write_names_what_each_node_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "PRIMARY_WAIT_S", 0.1)
     async with router_over(Nodes(a=None, b=follows()), monkeypatch) as router:
@@ -247,3 +265,26 @@ async def test_one_look_that_fails_unexpectedly_is_not_the_last(
 
 async def failing(_self: FakeEye) -> Facts | None:
     raise AttributeError("a defect")
+
+
+async def test_what_was_seen_of_a_node_holds_for_connections_that_a_restart_would_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pooler keeps its clients' connections through a restart of the server: there each read has to ask."""
+    token = CausalToken(SYSTEM, 1, 100)
+    for pooler, holds in (("none", True), ("pgbouncer", False)):
+        async with router_over(Nodes(a=leads(), b=follows()), monkeypatch, pooler=pooler) as router:
+            place = await router.place(CAUSAL, token)
+            assert (place.node, place.facts is not None) == ("b", True)
+            assert holds_for(Connected(opened_at=0.0), place, CAUSAL, token) is holds
+            assert not holds_for(Connected(opened_at=monotonic()), place, CAUSAL, token)
+
+
+class Connected(Honest):
+    """Stands for a connection of a certain age."""
+
+    def __init__(self, *, opened_at: float) -> None:
+        self.opened_at = opened_at
+
+    def __del__(self) -> None:
+        """Nothing is open."""

@@ -25,6 +25,7 @@ DIFFERENT: dict[str, str] = {
     "FLEET_LLM_KEY_HEADER": "api-key",
     "FLEET_DB_REPLICAS": "postgresql+psycopg://h/d,postgresql+psycopg://i/d",
     "FLEET_DB_POOLER": "pgbouncer",
+    "FLEET_DB_DIRECT_URL": "postgresql+psycopg://h/d",
     "FLEET_LLM_EXTRA_BODY": '{"top_k": 3}',
     "FLEET_MEMORY_REDIS_URL": "rediss://h/3",
     "FLEET_VECTORS_URI": "https://h:19530",

@@ -16,6 +16,7 @@ from shared.broker.publisher import Publisher
 from shared.contracts import QUEUES
 from shared.db.carriage import onward
 from shared.db.database import Database
+from shared.db.pools import process_name
 from shared.errors import FleetError
 from shared.ledger.sealed_text import SealedText
 from shared.ledger.vault import Vault
@@ -77,7 +78,7 @@ def build() -> Celery:
 
 
 def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, app: Celery, configured: Configured) -> WorkerHost:
-    database = Database(settings.db, application_name="fleet-worker")
+    database = Database(settings.db, application_name=process_name("fleet-worker"))
     redis, embedding = open_redis(settings.memory), E5Embedding()
     store = open_gate_store(StoreKnobs(redis_url=settings.memory.redis_url))
     vault = Vault(settings.ledger.master_keys)
@@ -94,7 +95,11 @@ def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, app: Celery, conf
     asking = QueueWatch(settings.broker, app)
     return WorkerHost(
         database=database,
-        chores=Database(replace(settings.db, pool_size=CHORE_CONNECTIONS), application_name="fleet-worker-chores"),
+        chores=Database(
+            replace(settings.db, pool_size=CHORE_CONNECTIONS),
+            application_name=process_name("fleet-worker-chores"),
+            beside=database,
+        ),
         ledger=settings.ledger,
         knobs=knobs,
         ports=Ports(
