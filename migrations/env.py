@@ -8,9 +8,9 @@ from sqlalchemy import create_engine, pool
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
-from shared.db.config_file import read_layout
 from shared.db.knobs import DbKnobs
 from shared.db.pools import connect_args, first_line
+from shared.db.shards_file import own_layout
 from shared.db.tables import metadata
 from shared.errors import FleetError
 from shared.settings import load
@@ -46,8 +46,10 @@ def way_in(knobs: DbKnobs) -> tuple[str, dict[str, Any]]:
 
     Raises: Misconfigured.
     """
-    nodes = [make_url(node.url) for node in read_layout(knobs).nodes]
-    parameters = connect_args(knobs, application_name="fleet-migrate") | {"target_session_attrs": "read-write"}
+    nodes = [make_url(node.direct_url or node.url) for node in own_layout(knobs).nodes]
+    parameters = connect_args(knobs, application_name="fleet-migrate", is_direct=True) | {
+        "target_session_attrs": "read-write"
+    }
     if len(nodes) > 1:
         parameters["host"] = ",".join(node.host or "" for node in nodes)
         parameters["port"] = ",".join(str(node.port or 5432) for node in nodes)

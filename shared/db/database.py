@@ -164,7 +164,7 @@ class Database:
         async def serves_no_writes(name: str) -> bool:
             if await is_absent(router.nodes[name].writer.direct_url, within_s=within_s):
                 return True
-            return router.is_standby(name, since=asked_at)
+            return router.view.is_standby(name, since=asked_at)
 
         asked_at = time.monotonic()
         await router.ready()
