@@ -39,6 +39,7 @@ class Doors:
 
     def here(self) -> Intake:
         """The intake of the running loop."""
+        self._check_fork()
         loop = asyncio.get_running_loop()
         door = self._intakes.get(loop)
         if door is None:
