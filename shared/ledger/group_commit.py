@@ -149,7 +149,11 @@ class GroupCommit:
                 self._fail(batch, FleetError(f"the ledger's writer failed: {error!r}"))
 
     def _take(self) -> list[_Write]:
-        """The next batch: no two writes to one row, because they would see the same snapshot."""
+        """The next batch: no two writes to one row, because they would see the same snapshot.
+
+        Wakes, of others' rows, go by themselves: with rows of its own runs locked beside them, two workers that wake
+        each other's would wait for one another.
+        """
         batch: list[_Write] = []
         keys: set[object] = set()
         later: list[_Write] = []
@@ -158,7 +162,7 @@ class GroupCommit:
             if write.done.done():  # its caller was cancelled before the write was sent
                 continue
             row_key = write.key[1] if write.kind in TASK_KINDS else write.key
-            if row_key in keys:
+            if row_key in keys or (batch and (write.kind == "wake") is not (batch[0].kind == "wake")):
                 later.append(write)
             else:
                 keys.add(row_key)

@@ -151,10 +151,15 @@ class Runs:
 
         Returns: Its state from now on: `waiting` or `parked`; `queued` when what it waits for has come meanwhile or it
             was handed back; `cancelled` when that was asked for.
-        Raises: Fenced when another worker owns it.
+        Raises: Fenced when another worker owns it; BadInput when what it waits for cannot be stored.
         """
         row = {"id": str(claim.task_id), "epoch": claim.epoch, "report": report, **suspension.row()}
-        written = await self._commit.write("suspend", ("suspend", claim.task_id, None, 0), row)
+        key = ("suspend", claim.task_id, None, 0)
+        try:
+            written = await self._commit.write("suspend", key, row)
+        except BadInput:  # its report or its reason holds U+0000: it is put down all the same
+            bare = suspension.error and {"code": suspension.error["code"], "message": "a text that cannot be stored"}
+            written = await self._commit.write("suspend", key, {**row, "report": None, "error": bare})
         if written is None:
             raise _fenced(claim)
         return written.state

@@ -1,6 +1,7 @@
 """Cron schedules: checked when they are made, one task a tick, in the schedule's own time zone."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,8 @@ from shared.db.database import Database
 from shared.db.tables import schedules, tasks
 from shared.errors import BadInput
 from shared.ledger.catalogue import Catalogue
+from shared.ledger.knobs import LedgerKnobs
+from shared.ledger.order import refuse_large
 from shared.ledger.sealed_input import open_scheduled, seal_scheduled, tick_input
 from shared.ledger.vault import NO_VAULT, Vault
 
@@ -103,20 +106,22 @@ async def create_schedule(
     database: Database, *, name: str, agent: str, cron: str, timezone: str = "UTC",
     input: Mapping[str, Any] | None = None, tenant: str = DEFAULT_TENANT, session: str | None = None,
     priority: Priority = "normal", max_attempts: int = DEFAULT_MAX_ATTEMPTS, deadline_s: float | None = None,
-    vault: Vault = NO_VAULT,
+    vault: Vault = NO_VAULT, max_bytes: int = LedgerKnobs().input_max_bytes,
 ) -> Schedule:  # fmt: skip
     """Run an agent at every tick from now on.
 
     Args:
+        max_bytes: How long its input may be, as JSON.
         deadline_s: Seconds that each task has from its creation.
         vault: Seals the input, once for all ticks.
 
-    Raises: BadInput naming the field, also when the name is taken; UnknownAgent; DatabaseUnavailable.
+    Raises: BadInput naming the field, also when the name is taken; TooLarge; UnknownAgent; DatabaseUnavailable.
     """
     checked = _checked(
         Schedule(name, agent, {"args": [], "kwargs": dict(input or {})}, cron, timezone, tenant, session, priority,
                  max_attempts, deadline_s)
     )  # fmt: skip
+    refuse_large(len(json.dumps(checked.input)), max_bytes, what=f"the input of schedule {name!r}")
     await Catalogue(database).check(agent, checked.input["kwargs"])
     values = {field: getattr(checked, field) for field in Schedule.__dataclass_fields__}
     values["input"] = seal_scheduled(vault, name, checked.input["kwargs"])

@@ -55,6 +55,7 @@ def test_a_schedule_is_added_listed_paused_resumed_and_deleted(env: dict[str, st
         (("add", "x", "* * * * *", "report", "--timezone", "Europe/Berlim"), "did you mean Europe/Berlin?"),
         (("add", "x", "* * * * *", "No Agent"), "agent name 'No Agent' must start with a letter"),
         (("add", "x", "* * * * *", "report", "--tenant", ""), "tenant"),
+        (("add", "x", "* * * * *", "report", "text=" + "x" * 262_144), "the limit is 262144"),
         (("pause", "nobody"), "there is no schedule 'nobody'"),
         (("resume", "nobody"), "there is no schedule 'nobody'"),
         (("delete", "nobody"), "there is no schedule 'nobody'"),

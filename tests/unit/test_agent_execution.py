@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 
 from shared.contracts import FleetHeader, TaskMessage
 from shared.db.tokens import CausalToken, carrying, current, note
+from shared.errors import BadInput, FleetError
 from shared.ledger.poll import Polled
 from shared.ledger.retry import ONCE
 from shared.ledger.runs import Claim
@@ -166,6 +167,22 @@ def test_an_agent_that_wants_to_end_its_worker_ends_its_task(hold: FakeHold, err
 
     assert isinstance(executed(hold, made(leaves)), Exception)
     assert hold.written("finish")["state"] == "failed"
+
+
+@pytest.mark.parametrize("error", [BadInput("not storable"), FleetError("the ledger's writer failed")])
+def test_a_wait_that_cannot_be_written_ends_the_task_instead_of_leaving_it_running(
+    hold: FakeHold, error: FleetError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuses(*_: Any) -> str:
+        raise error
+
+    async def waits(run: Run) -> None:
+        await run.wait_for("go")
+
+    monkeypatch.setattr(hold.runs, "suspend", refuses)
+    assert executed(hold, made(waits)) is error
+    row = hold.written("finish")
+    assert (row["state"], row["error"]["message"]) == ("failed", error.message)
 
 
 def test_an_output_that_is_not_json_is_the_agents_failure(hold: FakeHold) -> None:

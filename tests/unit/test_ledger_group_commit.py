@@ -11,8 +11,9 @@ import pytest
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
 from shared.errors import BadInput, DatabaseUnavailable
-from shared.ledger.group_commit import GroupCommit, Written
+from shared.ledger.group_commit import GroupCommit, Written, _Write
 from shared.ledger.knobs import LedgerKnobs
+from shared.ledger.statements import Kind
 
 WORKER = UUID(int=1)
 
@@ -169,3 +170,16 @@ async def test_an_intent_is_answered_only_when_its_worker_is_sure_that_the_run_i
     is_sure.set()
     assert await written["intent"] is not None
     await commit.close()
+
+
+async def test_wakes_of_others_rows_share_no_statement_with_writes_to_own_ones(server: Server) -> None:
+    """Else {suspend Q, wake P} on one worker and {suspend P, wake Q} on another would wait for each other."""
+    commit = GroupCommit(cast(Database, server), LedgerKnobs(), worker=WORKER, when_down="wait")
+    loop = asyncio.get_running_loop()
+    kinds: list[Kind] = ["suspend", "wake", "intent", "wake", "finish"]
+    for number, kind in enumerate(kinds):
+        key = (kind, UUID(int=number), None, 0)
+        commit._waiting.append(_Write(kind, key, "{}", loop.create_future()))
+    batches = [[one.kind for one in commit._take()] for _ in range(2)]
+    assert batches == [["suspend", "intent", "finish"], ["wake", "wake"]]
+    assert not commit._waiting

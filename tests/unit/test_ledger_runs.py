@@ -82,6 +82,17 @@ async def test_a_run_is_put_down_with_what_wakes_it_and_its_report_so_far(runs: 
     }  # fmt: skip
 
 
+async def test_a_run_is_put_down_without_a_report_or_a_reason_that_cannot_be_stored(
+    runs: Runs, commit: FakeCommit
+) -> None:
+    parked = Suspension(state="parked", error={"code": "step_changed", "message": "x\x00y"})
+    for suspension in (Suspension(kind="sleep", wait_s=60), parked):
+        await runs.suspend(CLAIM, suspension, {"reasons": ["x\x00y"]})
+    sleeping, aside = commit.rows
+    assert (sleeping["state"], sleeping["wait_s"], sleeping["report"], sleeping["error"]) == ("waiting", 60, None, None)
+    assert aside["error"] == {"code": "step_changed", "message": "a text that cannot be stored"}
+
+
 async def test_the_ledger_has_the_last_word_on_what_becomes_of_a_run_that_is_put_down(
     runs: Runs, commit: FakeCommit
 ) -> None:

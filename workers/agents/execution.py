@@ -13,7 +13,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 from shared.contracts import FleetHeader, TaskMessage
 from shared.db import carriage
 from shared.db.tokens import carrying, merged, parse
-from shared.errors import BadInput, DeadlineSpent, Fenced, Permanent
+from shared.errors import BadInput, DeadlineSpent, Fenced, FleetError, Permanent
 from shared.ledger.journal import Journal
 from shared.ledger.poll import Polled
 from shared.ledger.rows import FINISHED
@@ -207,24 +207,27 @@ async def _end(hold: Hold, agent: Agent, message: TaskMessage, claim: Claim, run
 async def _written(hold: Hold, claim: Claim, ending: Ending, report: dict[str, Any] | None) -> tuple[str, Ending]:
     """Write the end.
 
-    Returns: The task's state from now on, and the end as it was written: an output that cannot be stored is a failure.
+    Returns: The task's state from now on, and the end as it was written: what cannot be stored of an output or of a
+        wait is a failure.
     Raises: Fenced.
     """
     runs, error = hold.runs, ending.error or Permanent("no reason recorded")
     match ending.kind:
         case "fenced":
             raise error
-        case "suspended":
-            return await _surely(lambda: runs.suspend(claim, ending.suspension, report)), ending
+        case "suspended" | "succeeded":
+            try:
+                if ending.kind == "suspended":
+                    return await _surely(lambda: runs.suspend(claim, ending.suspension, report)), ending
+                await _surely(lambda: runs.succeed(claim, ending.output, report or {}))
+            except Fenced:
+                raise
+            except FleetError as unwritten:
+                return await _written(hold, claim, Ending(kind="failed", error=unwritten, raised=unwritten), report)
         case "cancelled":
             await _surely(lambda: runs.cancel(claim, error, report or {}))
         case "failed":
             await _surely(lambda: runs.fail(claim, error, report or {}))
-        case "succeeded":
-            try:
-                await _surely(lambda: runs.succeed(claim, ending.output, report or {}))
-            except BadInput as unstorable:
-                return await _written(hold, claim, Ending(kind="failed", error=unstorable, raised=unstorable), report)
     return ending.kind, ending
 
 

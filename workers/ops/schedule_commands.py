@@ -64,6 +64,7 @@ def add(
                 max_attempts=max_attempts,
                 deadline_s=deadline_s,
                 vault=client.vault,
+                max_bytes=client.ledger.input_max_bytes,
             )
         )
     _say(made, f"Added: {agent} runs next {_when(made, now=datetime.now(UTC))}.", as_json=as_json)
