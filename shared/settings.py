@@ -21,6 +21,7 @@ from shared.ledger.knobs import LedgerKnobs
 from shared.llm.config_file import Configured, one_endpoint, read_config
 from shared.llm.knobs import LLMKnobs
 from shared.memory.knobs import MemoryKnobs
+from shared.resilience.knobs import ResilienceKnobs
 from shared.retrieval.knobs import RetrievalKnobs
 from shared.telemetry.knobs import LogKnobs
 
@@ -31,6 +32,7 @@ SHARED_ROOMS: dict[str, type[Any]] = {
     "ledger": LedgerKnobs,
     "llm": LLMKnobs,
     "memory": MemoryKnobs,
+    "resilience": ResilienceKnobs,
     "vectors": RetrievalKnobs,
     "log": LogKnobs,
 }
@@ -65,6 +67,7 @@ class Settings:
     ledger: LedgerKnobs
     llm: LLMKnobs
     memory: MemoryKnobs
+    resilience: ResilienceKnobs
     vectors: RetrievalKnobs
     log: LogKnobs
     notify_socket: str | None

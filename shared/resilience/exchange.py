@@ -9,8 +9,9 @@ from shared.resilience.outcome import Learn
 from shared.resilience.spending import Budget, Left, Short, Spent
 
 Denial = Literal[
-    "", "breaker", "not_before", "requests", "input_tokens", "output_tokens", "concurrency", "retry_budget", "budget"
-]
+    "", "breaker", "not_before", "requests", "input_tokens", "output_tokens", "concurrency", "retry_budget", "budget",
+    "budget_share",
+]  # fmt: skip
 Scope = Literal["key", "tenant"]
 
 

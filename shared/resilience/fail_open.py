@@ -2,9 +2,11 @@
 
 A breaker that nobody can ask must not stop the calls it guards. While Redis is away the same state machine runs in
 memory, on a share of the limits, from what the fleet said last of its sick keys; one log line a minute says so. A store
-that failed is left in peace for `rest_s`, then one caller tries it while the others go on without.
+that failed is left in peace for `rest_s`, then one caller tries it while the others go on without. Of budgets each
+process spends its share of what was left; it pays when Redis is back, and keeps to its share until all have paid.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -12,8 +14,9 @@ from typing import TypeVar
 
 import structlog
 
+from shared.resilience.allowance import Allowances
 from shared.resilience.circuit import Mode, Operate
-from shared.resilience.exchange import Answer, Ask, BlockingStore, GateStore, KeyStats, Settled, Settlement
+from shared.resilience.exchange import Answer, Ask, BlockingStore, GateStore, KeyStats, Settled, Settlement, unsent
 from shared.resilience.knobs import KeyRules, StoreKnobs
 from shared.resilience.memory_store import MemoryStore
 from shared.resilience.redis_store import (
@@ -24,6 +27,7 @@ from shared.resilience.redis_store import (
     open_redis,
 )
 from shared.resilience.spending import Budget, Left
+from shared.resilience.unbroken import started
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -31,6 +35,11 @@ T = TypeVar("T")
 TOLD_EVERY_S = 60.0
 KNOWN_CLOSED_S = 1.0
 """How long a breaker that was seen open is refused without asking again; an operator's word takes that long."""
+ALL_PAID_RESTS = 3
+"""Rests after the store is back within which every process has found it and paid what it owes."""
+LEAST_PAUSE_S = 0.05
+NOBODYS = Budget(level="nobody", name="nobody", tokens=0)
+"""A purse to ask for when nothing is owed: whether the store is back."""
 
 
 class Rest:
@@ -125,14 +134,18 @@ class FailOpenStore:
 
     Args:
         shared: Raises StoreAway when it does not answer.
-        alone: Takes over meanwhile.
+        alone: Takes over meanwhile, but for budgets.
+        share: Of what is left of a budget that this process may spend meanwhile.
     """
 
-    def __init__(self, shared: GateStore, alone: MemoryStore, *, rest_s: float = 1.0) -> None:
+    def __init__(self, shared: GateStore, alone: MemoryStore, *, rest_s: float = 1.0, share: float = 1.0) -> None:
         self._shared = shared
         self._alone = alone
+        self._rest_s = rest_s
         self._rest = Rest(rest_s)
         self._heard = Heard(alone)
+        self._allowances = Allowances(share=share)
+        self._reuniting: asyncio.Task[None] | None = None
         self._open: dict[str, tuple[float, Answer]] = {}
 
     async def admit(self, ask: Ask) -> Answer:
@@ -146,10 +159,11 @@ class FailOpenStore:
         answer = await self._try(lambda: self._shared.admit(ask))
         if answer is None:
             self._heard.tell_alone(ask.key, ask.rules)
-            return await self._alone.admit(ask)
+            return await self._allowed(ask, await self._alone.admit(replace(ask, budgets=())))
         self._heard.answered(ask, answer)
-        for budget, spent in zip(ask.budgets, answer.spent, strict=False):
-            self._alone.remember(ask.tenant, budget, spent)
+        self._allowances.heard(ask.tenant, ask.budgets, answer.spent)
+        if self._allowances.is_apart:
+            return await self._allowed(ask, answer)
         if answer.denial == "breaker" and answer.mode != "half-open":
             wait_s = KNOWN_CLOSED_S if answer.retry_after_s is None else min(KNOWN_CLOSED_S, answer.retry_after_s)
             self._open[ask.key] = (time.monotonic() + wait_s, answer)
@@ -158,11 +172,18 @@ class FailOpenStore:
     async def settle(self, settlement: Settlement) -> Settled:
         """See `GateStore`; a call that the fleet admitted and cannot settle teaches this process."""
         answer = settlement.answer
-        if answer is not None and not answer.shared:
-            return await self._alone.settle(settlement)
-        settled = await self._try(lambda: self._shared.settle(settlement))
+        settled = None
+        if answer is None or answer.shared:
+            settled = await self._try(lambda: self._shared.settle(settlement))
+            answer = None
         if settled is None:
-            return await self._alone.settle(replace(settlement, answer=None))
+            self._part(settlement.ask.budgets)
+            self._allowances.correct(settlement, is_owed=True)
+            return await self._alone.settle(
+                replace(settlement, answer=answer, ask=replace(settlement.ask, budgets=()))
+            )  # fmt: skip
+        if self._allowances.is_apart:
+            self._allowances.correct(settlement, is_owed=False)
         self._heard.settled(settlement, settled)
         return settled
 
@@ -184,21 +205,68 @@ class FailOpenStore:
     async def left(self, tenant: str, budgets: tuple[Budget, ...]) -> tuple[Left, ...]:
         """See `GateStore`."""
         left = await self._try(lambda: self._shared.left(tenant, budgets))
-        return await self._alone.left(tenant, budgets) if left is None else left
+        return self._allowances.left(tenant, budgets) if left is None else left
 
     async def charge(self, tenant: str, budgets: tuple[Budget, ...], *, tokens: int, cost: float) -> None:
         """See `GateStore`."""
+        if not budgets:
+            return
+        is_charged = await self._charge(tenant, budgets, tokens=tokens, cost=cost)
+        if not is_charged:
+            self._part(budgets)
+        if self._allowances.is_apart:
+            self._allowances.charge(tenant, budgets, tokens=tokens, money=cost, is_owed=not is_charged)
 
-        async def shared() -> bool:
+    async def aclose(self) -> None:
+        """Pay what is owed, if that is possible, and close the shared store."""
+        if self._reuniting is not None:
+            self._reuniting.cancel()
+            await asyncio.gather(self._reuniting, return_exceptions=True)
+            await self._pay()
+        await self._shared.aclose()
+
+    async def _allowed(self, ask: Ask, answer: Answer) -> Answer:
+        """An admission, if this process's own share of the budgets allows it."""
+        if answer.denial or not ask.budgets:
+            return answer
+        self._part(ask.budgets)
+        charged = self._allowances.take(ask, answer, is_owed=not answer.shared)
+        if charged.denial:
+            await self.settle(unsent(ask, replace(charged, denial="")))
+        return charged
+
+    def _part(self, budgets: tuple[Budget, ...]) -> None:
+        """From now on count what is spent."""
+        if budgets and (self._reuniting is None or self._reuniting.done()):
+            self._allowances.is_apart = True
+            self._reuniting = started(self._reunite())
+
+    async def _reunite(self) -> None:
+        """Pay as soon as the store is back; rely on it alone once everybody has had the time to pay."""
+        back_s: float | None = None
+        while back_s is None or time.monotonic() - back_s < ALL_PAID_RESTS * self._rest_s:
+            await asyncio.sleep(max(self._rest_s, LEAST_PAUSE_S))
+            if not await self._pay():
+                back_s = None
+            elif back_s is None:
+                back_s = time.monotonic()
+        self._allowances.rejoin()
+        self._reuniting = None
+
+    async def _pay(self) -> bool:
+        """Charge what is owed; False while that is not possible."""
+        for tenant, budget, owed in self._allowances.debts():
+            if not await self._charge(tenant, (budget,), tokens=owed.tokens, cost=owed.money):
+                return False
+            self._allowances.paid(tenant, budget, owed)
+        return await self._try(lambda: self._shared.left("", (NOBODYS,))) is not None
+
+    async def _charge(self, tenant: str, budgets: tuple[Budget, ...], *, tokens: int, cost: float) -> bool:
+        async def charged() -> bool:
             await self._shared.charge(tenant, budgets, tokens=tokens, cost=cost)
             return True
 
-        if not await self._try(shared):
-            await self._alone.charge(tenant, budgets, tokens=tokens, cost=cost)
-
-    async def aclose(self) -> None:
-        """Close the shared store."""
-        await self._shared.aclose()
+        return bool(await self._try(charged))
 
     async def _try(self, call: Callable[[], Awaitable[T]]) -> T | None:
         if not self._rest.may_ask:
@@ -272,7 +340,8 @@ class FailOpenBlockingStore:
 def open_gate_store(knobs: StoreKnobs) -> FailOpenStore:
     """The store of a process with an event loop."""
     shared = RedisStore(open_redis(knobs), knobs=knobs)
-    return FailOpenStore(shared, MemoryStore(share=knobs.alone_share), rest_s=knobs.rest_s)
+    alone = MemoryStore(share=knobs.alone_share)
+    return FailOpenStore(shared, alone, rest_s=knobs.rest_s, share=knobs.alone_share)
 
 
 def open_blocking_store(knobs: StoreKnobs) -> FailOpenBlockingStore:

@@ -342,7 +342,11 @@ def refusal(ask: Ask, answer: Answer) -> BreakerOpen | Throttled | BudgetSpent:
             f"The {budget.level} budget of {budget.name} has {short.left:g} of {limit:g} {short.kind} left: too little",
             level=budget.level, name=budget.name, kind=short.kind, limit=limit, left=short.left,
         )  # fmt: skip
-    words = {"not_before": "asked not to be called", "retry_budget": "has no retries left"}
+    words = {
+        "not_before": "asked not to be called",
+        "retry_budget": "has no retries left",
+        "budget_share": "would cost more than this process's share of a budget, and the fleet cannot be asked for more",
+    }
     what = words.get(answer.denial, f"is at its limit of {answer.denial.replace('_', ' ')}")
     whose = ask.key if answer.scope == "key" else f"{ask.key} for tenant {ask.tenant}"
     when = "" if wait_s is None else f"; retry after {wait_s:.2f} s"

@@ -190,14 +190,8 @@ class RetryKnobs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreKnobs:
-    """Where the fleet keeps what it knows of its endpoints."""
-
-    redis_url: str = "redis://127.0.0.1:6379/1"
-    """The Redis that all processes share."""
-
-    prefix: str = "fleet"
-    """The start of every key there."""
+class ResilienceKnobs:
+    """FLEET_RESILIENCE_*: how a process gets on with the Redis that the fleet shares, and without it."""
 
     timeout_s: float = 0.25
     """Seconds for one round trip; then the call goes on with what this process knows."""
@@ -209,13 +203,28 @@ class StoreKnobs:
     """Connections to Redis per process."""
 
     alone_share: float = 0.25
-    """Share of each limit that one process takes while Redis is away: 1 / processes would be exact."""
+    """Share of each limit, and of what is left of each budget, that one process takes while Redis is away. Exact would be
+    1 / processes: a larger share may overspend then, a smaller one makes tasks wait."""
 
     def __post_init__(self) -> None:
-        if not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("redis_url must start with redis://, rediss:// or unix://")
         _demand(self, ("timeout_s", "alone_share"), above=0)
         _demand(self, ("rest_s",), at_least=0)
         _demand(self, ("max_connections",), at_least=1)
         if self.alone_share > 1:
             raise ValueError("alone_share is a share: at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreKnobs(ResilienceKnobs):
+    """Where the fleet keeps what it knows of its endpoints."""
+
+    redis_url: str = "redis://127.0.0.1:6379/1"
+    """The Redis that all processes share."""
+
+    prefix: str = "fleet"
+    """The start of every key there."""
+
+    def __post_init__(self) -> None:
+        ResilienceKnobs.__post_init__(self)
+        if not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("redis_url must start with redis://, rediss:// or unix://")

@@ -173,11 +173,6 @@ class MemoryStore:
                 shared=False,
             )
 
-    def remember(self, tenant: str, budget: Budget, spent: Spent) -> None:
-        """What the fleet had spent when last heard of: where to go on while it cannot be asked."""
-        with self._lock:
-            self._keep((tenant, budget.level, budget.name), spent, budget, self._clock())
-
     def _key(self, name: str, rules: KeyRules, now: float) -> _Key:
         key = self._keys.get(name)
         if key is None:

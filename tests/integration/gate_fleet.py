@@ -21,10 +21,11 @@ from workers.ops.surroundings import ROOT
 
 
 class OwnRedis:
-    """A server of the test's own: stopped and started at will; it forgets everything when it is stopped."""
+    """A server of the test's own: stopped and started at will; it forgets everything then, unless it keeps a file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.keeps_a_file = False
         self.port = free_port(taken=set())
         self.url = f"redis://127.0.0.1:{self.port}/1"
         self._process: subprocess.Popen[bytes] | None = None
@@ -32,6 +33,7 @@ class OwnRedis:
     def start(self) -> None:
         """Start, and wait until it answers."""
         argv = [str(binary("system")), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        argv += ["--appendonly", "yes"] if self.keeps_a_file else []
         self._process = subprocess.Popen([*argv, "--dir", str(self._folder)], stdout=subprocess.DEVNULL)
         with redis.Redis(port=self.port) as client:
             within(10.0, lambda: _answers(client), "Redis answers")
@@ -92,9 +94,9 @@ class GateFleet:
         within(60.0, lambda: len(list(self.folder.glob("*.calls"))) == len(self.processes), "all workers are there")
         (self.folder / "go").touch()
 
-    def callers(self) -> int:
+    def callers(self, **wanted: Any) -> int:
         """How many processes have called."""
-        return len({one["pid"] for one in self.calls()})
+        return len({one["pid"] for one in self.calls(**wanted)})
 
     def kill(self, pid: int) -> None:
         """kill -9."""

@@ -74,6 +74,9 @@ class Worker:
                 )
             except BudgetSpent:
                 return
+            except Throttled:  # this process's share, while the fleet cannot be asked
+                await asyncio.sleep(5 * PAUSE_S)
+                continue
             await asyncio.sleep(self._call_s)
             await permit.settle("ok", tokens_in=150, cost=0.015)
             self._note(permit, "spent")

@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import redis
 from structlog.testing import capture_logs
 
-from shared.errors import BreakerOpen
+from shared.errors import BreakerOpen, Throttled
 from shared.resilience.fail_open import open_blocking_store, open_gate_store
 from shared.resilience.fleet_breaker import FleetBreaker
 from shared.resilience.gate import Gate
@@ -54,6 +55,34 @@ def test_twelve_processes_go_on_without_redis_and_agree_again_when_it_is_back(
     assert log.count("Traceback") == 0, log
 
 
+def test_twelve_processes_overspend_no_budget_though_redis_dies_in_the_middle(
+    own_redis: OwnRedis, tmp_path: Path
+) -> None:
+    limit, each, in_flight = 90_000, 150, 12 * 2
+    own_redis.kill()
+    own_redis.keeps_a_file = True
+    own_redis.start()
+    config = {
+        "redis_url": own_redis.url, "what": "spending", "call_s": 0.2, "slots": 2,
+        "budgets": [{"level": "run", "name": "r", "tokens": limit}], "store": {"alone_share": 1 / 12, "rest_s": 0.5},
+    }  # fmt: skip
+    with running(tmp_path, config) as fleet:
+        fleet.start(12)
+        fleet.begin()
+        within(60.0, lambda: each * len(fleet.calls()) > limit / 3, "a third is spent")
+        own_redis.kill()
+        within(30.0, lambda: fleet.callers(mode="alone") == 12, "every process spends alone")
+        within(30.0, lambda: time.monotonic() - fleet.calls()[-1]["at"] > 1.5, "every share is spent: nobody calls")
+        own_redis.start()
+        for process in fleet.processes:
+            process.wait(60.0)
+        spent = each * len(fleet.calls())
+    assert 0.95 * limit < spent <= limit + in_flight * (each + 50), "what was heard last is a call old"
+    with redis.Redis.from_url(own_redis.url) as client:
+        (purse,) = client.scan_iter("*:purse:*")
+        assert int(client.hget(purse, "t")) == spent, "all debts are paid"
+
+
 async def test_a_redis_that_hangs_delays_one_call_and_then_nobody(own_redis: OwnRedis) -> None:
     store = open_gate_store(StoreKnobs(redis_url=own_redis.url, timeout_s=0.25, rest_s=1.0))
     gate = Gate(store, lambda _: RULES)
@@ -93,8 +122,10 @@ async def test_budgets_go_on_from_what_was_last_heard_of_them(own_redis: OwnRedi
     gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url)), lambda _: RULES)
     await (await gate.admit("k", tokens_in=700, budgets=(run,))).settle("ok")
     own_redis.kill()
-    permit = await gate.admit("k", tokens_in=100, budgets=(run,))
-    assert permit.mode == "alone" and permit.budget_left[0].tokens == 200
+    permit = await gate.admit("k", tokens_in=50, budgets=(run,))
+    assert permit.mode == "alone" and permit.budget_left[0].tokens == 250
+    with pytest.raises(Throttled, match="this process's share"):
+        await gate.admit("k", tokens_in=50, budgets=(run,))
     await permit.cancel()
     await gate.aclose()
 

@@ -23,6 +23,7 @@ DIFFERENT: dict[str, str] = {
     "FLEET_LLM_STREAM_ANSWERS": "true",
     "FLEET_LLM_STREAM_USAGE": "false",
     "FLEET_LLM_KEY_HEADER": "api-key",
+    "FLEET_LLM_DIALECT": "anthropic",
     "FLEET_DB_REPLICAS": "postgresql+psycopg://h/d,postgresql+psycopg://i/d",
     "FLEET_DB_POOLER": "pgbouncer",
     "FLEET_DB_DIRECT_URL": "postgresql+psycopg://h/d",
