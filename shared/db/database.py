@@ -140,7 +140,7 @@ class Database:
                 raise psycopg.OperationalError(error.message) from error
             pool, name = place.pool, place.node
         try:
-            link = await self._link(pool.direct_url)
+            link = await self.link_to(pool.direct_url)
         except psycopg.OperationalError:
             if router is not None and name is not None:
                 await router.doubt(name)
@@ -175,9 +175,14 @@ class Database:
         """Close every connection."""
         await (self._pool.close() if self.router is None else self.router.close())
 
-    async def _link(self, url: URL) -> Link:
+    async def link_to(self, url: URL, *, limit_s: float | None = None) -> Link:
+        """A driver connection in autocommit, past every pool; the caller closes it.
+
+        Args:
+            limit_s: For each exchange; without it as long as a statement may take.
+        """
         return await Link.open(
-            limit_s=self.knobs.statement_timeout_s + self.knobs.answer_timeout_s,
+            limit_s=limit_s or self.knobs.statement_timeout_s + self.knobs.answer_timeout_s,
             host=url.host, port=url.port, user=url.username, password=url.password, dbname=url.database,
             autocommit=True, **self._connect_args,
         )  # fmt: skip

@@ -25,7 +25,13 @@ BEAT = """
     FROM (SELECT set_config('synchronous_commit', 'local', true)) AS waits_for_no_standby
     WHERE beat_at NOT BETWEEN clock_timestamp() - make_interval(secs => %s) AND clock_timestamp()"""
 """One from the future is an earlier primary's, whose clock was ahead."""
-HAS_BEAT = "SELECT to_regclass('db_heartbeat') IS NOT NULL"
+TELL_EVERY_S = 5.0
+TELL = """
+    WITH old AS (DELETE FROM db_reads WHERE told_at < clock_timestamp() - make_interval(hours => 1))
+    INSERT INTO db_reads (process, node, reads)
+    SELECT %s, node, reads FROM unnest(%s::text[], %s::bigint[]) AS told (node, reads)
+    ON CONFLICT (process, node) DO UPDATE SET reads = excluded.reads, told_at = clock_timestamp()"""
+HAS_TABLES = "SELECT to_regclass('db_heartbeat') IS NOT NULL, to_regclass('db_reads') IS NOT NULL"
 HISTORY = "SELECT pg_read_file(%s, 0, 100000, true)"
 MASK = (1 << 64) - 1
 
@@ -33,12 +39,14 @@ MASK = (1 << 64) - 1
 class Eye:
     """Looks at one node again and again; keeps its connection while it lasts."""
 
-    def __init__(self, url: URL, *, parameters: Mapping[str, Any], limit_s: float) -> None:
+    def __init__(self, url: URL, *, process: str, parameters: Mapping[str, Any], limit_s: float) -> None:
         self._url = url
-        self._parameters = dict(parameters)
+        self._process = process
+        self._parameters = {**parameters, "application_name": f"{process}-watch"}
         self._limit_s = limit_s
         self._link: Link | None = None
         self._query = ""
+        self._has_reads = False
         self._history: tuple[int, Mapping[int, int]] = (0, {})
 
     async def look(self) -> Facts | None:
@@ -58,6 +66,20 @@ class Eye:
         except (psycopg.Error, OSError, TimeoutError):
             await self.close()
 
+    async def tell(self, reads: Mapping[str, int]) -> bool:
+        """Write down how many reads this process has sent to each node; only into the primary.
+
+        Returns: Whether they are written.
+        """
+        if self._link is None or not self._has_reads:
+            return False
+        try:
+            await self._link.execute(TELL, [self._process, list(reads), list(reads.values())])
+        except (psycopg.Error, OSError, TimeoutError):
+            await self.close()
+            return False
+        return True
+
     async def close(self) -> None:
         """Close the connection; the next look opens another."""
         link, self._link = self._link, None
@@ -71,8 +93,9 @@ class Eye:
             host=url.host, port=url.port, user=url.username, password=url.password, dbname=url.database,
             autocommit=True, **self._parameters,
         )  # fmt: skip
-        row = await (await link.execute(HAS_BEAT)).fetchone()
-        self._query = LOOK.format(beat=BEAT_AGE if row and row[0] else "NULL::float8")
+        row = await (await link.execute(HAS_TABLES)).fetchone()
+        has_beat, self._has_reads = row or (False, False)
+        self._query = LOOK.format(beat=BEAT_AGE if has_beat else "NULL::float8")
         return link
 
     async def _look(self, link: Link) -> Facts:

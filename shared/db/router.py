@@ -60,8 +60,6 @@ class Router:
         self.layout = layout
         self.knobs = knobs
         self.nodes = {one.name: Node(one, knobs, application_name=application_name) for one in layout.nodes}
-        self.served: Counter[str] = Counter()
-        """Reads by node."""
         self._preferred = layout.nodes[0].name
         self.view = view or View(layout, knobs, application_name=application_name)
         self.view.join(self._cut)
@@ -73,6 +71,11 @@ class Router:
     def cluster(self) -> Cluster:
         """What is known of the nodes."""
         return self.view.cluster
+
+    @property
+    def served(self) -> Counter[str]:
+        """Reads by node, of the whole process."""
+        return self.view.served
 
     @property
     def writer(self) -> Pool:

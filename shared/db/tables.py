@@ -147,6 +147,7 @@ limits = Table(
     Column("scope", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("max_running", Integer, nullable=False),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     PrimaryKeyConstraint("scope", "name"),
     CheckConstraint("scope IN ('tenant', 'agent')", name="scope"),
     CheckConstraint("max_running >= 0", name="max_running"),
@@ -239,6 +240,17 @@ db_heartbeat = Table(
     CheckConstraint("is_only", name="is_only"),
 )
 """One row, written on the primary about once a second by whoever looks at it: its age on a replica is the lag there."""
+
+db_reads = Table(
+    "db_reads",
+    metadata,
+    Column("process", Text, primary_key=True, comment="its application_name"),
+    Column("node", Text, primary_key=True),
+    Column("reads", BigInteger, nullable=False, comment="since it told the last time"),
+    Column("told_at", DateTime(timezone=True), nullable=False, server_default=text("clock_timestamp()")),
+    prefixes=["UNLOGGED"],
+)
+"""Where each process with several nodes sent its reads lately. What is old says nothing and is deleted."""
 
 shard_buckets = Table(
     "shard_buckets",

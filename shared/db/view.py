@@ -1,6 +1,7 @@
 """What is known of a process's nodes: kept up to date by looks, and told to whoever opens connections to them."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -9,7 +10,7 @@ from sqlalchemy.engine import make_url
 from shared.db.admission import Terms, conclude
 from shared.db.facts import Cluster, Facts, Standing
 from shared.db.knobs import DbKnobs
-from shared.db.look import Eye
+from shared.db.look import TELL_EVERY_S, Eye
 from shared.db.pools import connect_args
 from shared.db.topology import Layout
 from shared.db.watch import Watch
@@ -28,6 +29,10 @@ class View:
         self.seen: dict[str, Facts | None] = {}
         """The last answer of each node that was looked at; None: it gave none."""
         self.cluster = Cluster(others=tuple(Standing(one.name, one.weight, None) for one in layout.nodes))
+        self.served: Counter[str] = Counter()
+        """Reads that this process has sent to each node."""
+        self._told: Counter[str] = Counter()
+        self._told_at = time.monotonic()
         self.led_by: str | None = None
         """The last primary that was seen."""
         self._on_demoted: list[Callable[[str], None]] = []
@@ -40,12 +45,15 @@ class View:
             return_after_s=knobs.return_after_s,
             silent_after_s=knobs.answer_timeout_s + 2 * knobs.look_every_s,
         )
-        parameters = connect_args(knobs, application_name=f"{application_name}-watch", is_direct=True)
+        parameters = connect_args(knobs, application_name=application_name, is_direct=True)
         eyes = {
-            node.name: Eye(make_url(node.direct_url or node.url), parameters=parameters, limit_s=knobs.answer_timeout_s)
+            node.name: Eye(
+                make_url(node.direct_url or node.url), process=application_name, parameters=parameters,
+                limit_s=knobs.answer_timeout_s,
+            )
             for node in layout.nodes
-        }
-        self.watch = Watch(eyes, every_s=knobs.look_every_s, on_look=self._note)
+        }  # fmt: skip
+        self.watch = Watch(eyes, every_s=knobs.look_every_s, on_look=self._note, on_primary=self._tend)
 
     def leads(self, name: str) -> bool:
         """Whether it is the primary."""
@@ -97,6 +105,14 @@ class View:
         self._follow()
         self._measure(name, facts)
         return self.leads(name)
+
+    async def _tend(self, eye: Eye, facts: Facts) -> None:
+        """What the primary is told: that time passes there, and where reads went."""
+        await eye.beat(facts)
+        now = time.monotonic()
+        lately = self.served - self._told
+        if lately and now - self._told_at >= TELL_EVERY_S and await eye.tell(lately):
+            self._told, self._told_at = self._told + lately, now
 
     def _follow(self) -> None:
         """Whoever led and is known not to lead any more is told of at once; silence says nothing."""

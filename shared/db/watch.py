@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
@@ -19,12 +19,14 @@ class Watch:
     """Looks at each node on a task of its own: one that hangs delays no other. Belongs to one event loop."""
 
     def __init__(
-        self, eyes: Mapping[str, Eye], *, every_s: float, on_look: Callable[[str, Facts | None], bool]
+        self, eyes: Mapping[str, Eye], *, every_s: float, on_look: Callable[[str, Facts | None], bool],
+        on_primary: Callable[[Eye, Facts], Awaitable[None]],
     ) -> None:  # fmt: skip
-        """`on_look` answers whether the node is the primary, to be given a heartbeat."""
+        """`on_look` answers whether the node is the primary: to it alone `on_primary` may write."""
         self._eyes = eyes
         self._every_s = every_s
         self._on_look = on_look
+        self._on_primary = on_primary
         self._tasks: list[asyncio.Task[None]] = []
         self._wanted: dict[str, int] = dict.fromkeys(eyes, 0)
         self._wake: dict[str, asyncio.Event] = {name: asyncio.Event() for name in eyes}
@@ -91,7 +93,7 @@ class Watch:
             news, self._news = self._news, asyncio.Event()
             news.set()
             if is_primary and facts is not None:
-                await eye.beat(facts)
+                await self._on_primary(eye, facts)
             if self._wanted[name] and facts is not None:
                 await asyncio.sleep(HURRY_S)
                 continue

@@ -1,7 +1,7 @@
 """The router over nodes that only say what they are: who leads, who is cut off, what falls on the primary, and when."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from time import monotonic
@@ -44,6 +44,8 @@ class Nodes:
     def __init__(self, **says: Facts | None) -> None:
         self.says = dict(says)
         self.beats: list[str] = []
+        self.told: list[dict[str, int]] = []
+        self.is_told = True
         self.is_open = asyncio.Event()
         self.is_open.set()
 
@@ -65,6 +67,10 @@ class FakeEye:
 
     async def beat(self, _seen: Facts) -> None:
         self.nodes.beats.append(self.name)
+
+    async def tell(self, reads: Mapping[str, int]) -> bool:
+        self.nodes.told.append(dict(reads))
+        return self.nodes.is_told
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -147,6 +153,24 @@ async def test_only_the_primary_is_given_heartbeats(monkeypatch: pytest.MonkeyPa
         await router.place(Wish(), None)
         await until(lambda: len(nodes.beats) > 3)
         assert set(nodes.beats) == {"a"}
+
+
+async def test_what_was_read_where_is_told_once_and_again_when_it_was_not_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(viewing, "TELL_EVERY_S", 0.0)
+    nodes = Nodes(a=leads(), b=follows())
+    nodes.is_told = False
+    async with router_over(nodes, monkeypatch) as router:
+        await asyncio.gather(*(router.place(Wish("ro", "eventual"), None) for _ in range(3)))
+        await until(lambda: len(nodes.told) > 1)
+        assert nodes.told[-1] == {"b": 3}
+        nodes.is_told = True
+        nodes.told.clear()
+        await until(lambda: nodes.told)
+        await router.place(Wish("ro"), None)
+        await until(lambda: len(nodes.told) > 1)
+        assert nodes.told == [{"b": 3}, {"a": 1}]
 
 
 async def test_whoever_comes_during_the_first_look_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,11 @@ from workers.ops.task_screen import console_here
 
 if TYPE_CHECKING:  # see workers.ops.door
     from shared.db.explain import Explained
-    from shared.db.status import NodeStatus
+    from shared.db.status import Connections, NodeStatus
 
 db = typer.Typer(name="db", help="See PostgreSQL's nodes as the fleet sees them.", no_args_is_help=True)
 EVERY_S = 1.0
-HEADINGS = ("server", "node", "role", "timeline", "behind", "lag", "connections", "reads")
+HEADINGS = ("server", "node", "role", "timeline", "behind", "lag", "reads", "connections", "why")
 
 
 @db.command()
@@ -35,7 +35,9 @@ def status(
     folder: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show each node: role, timeline, lag, whether it gets reads or why not; exit code 1 without a primary."""
+    """Show each node: role, timeline, lag, its share of all reads, who is connected, and whether it gets reads or why
+    not. Exit code 1 without a primary.
+    """
     from shared.db.status import database_status  # imported here: see workers.ops.door
 
     door: Door = context.obj
@@ -103,15 +105,28 @@ def _servers(folder: Path | None) -> dict[str, str]:
 def _nodes(seen: "Sequence[NodeStatus]", servers: Mapping[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in HEADINGS:
-        table.add_column(heading, no_wrap=heading != "reads")
+        table.add_column(heading, no_wrap=heading not in ("connections", "why"))
     for one in seen:
         is_fine = one.admitted or one.role == "primary"
         table.add_row(
             servers.get(one.url, ""), one.name, one.role, _number(one.timeline), _bytes(one.lag_bytes),
-            _seconds(one.lag_s), one.pool,
+            _seconds(one.lag_s), _share(one.share_of_reads), _connections(one.connections),
             Text(one.reason, style="green" if is_fine else "yellow"),
         )  # fmt: skip
     return table
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
+
+
+def _connections(found: "Mapping[str, Connections] | None") -> str:
+    """`fleet-worker 4 (1 busy), fleet-client 2`."""
+    if found is None:
+        return "?"
+    return ", ".join(
+        f"{name or 'unnamed'} {one.open}" + (f" ({one.busy} busy)" if one.busy else "") for name, one in found.items()
+    )
 
 
 def _print_route(found: "Explained", *, explain: bool) -> None:
