@@ -17,7 +17,7 @@ MOST = 2**31 - 1
 
 SET = """
     INSERT INTO limits (scope, name, max_running) VALUES (:scope, :name, :max_running)
-    ON CONFLICT (scope, name) DO UPDATE SET max_running = excluded.max_running"""
+    ON CONFLICT (scope, name) DO UPDATE SET max_running = excluded.max_running, changed_at = now()"""
 HOLD = """
     UPDATE tasks SET published_at = NULL, dispatch_at = published_at
     WHERE id IN (SELECT id FROM tasks WHERE state = 'queued' AND published_at IS NOT NULL

@@ -109,6 +109,16 @@ class RunningTasksHaveALiveWorker(_Found):
             OR w.heartbeat_at < now() - make_interval(secs => :dead_after_s + :grace_s))"""
 
 
+class AttemptsAreWithinBounds(_Found):
+    """A task that kills its workers ends."""
+
+    name = "attempts_are_within_bounds"
+    promise = "no task has had more attempts than it may have"
+    query = """
+        SELECT id AS task_id, concat('attempt ', attempt, ' of ', max_attempts) AS what
+        FROM tasks WHERE attempt NOT BETWEEN 0 AND max_attempts"""
+
+
 class CompletedStepsAreNotRepeated(_Found):
     """What was paid for once is not paid for again."""
 
@@ -221,7 +231,7 @@ class CancelledTreesAreStill(_Found):
 
 
 class LimitsAreRespected(_Found):
-    """Nobody gets more than their share. A limit that was lowered is exceeded until what ran before has ended."""
+    """Nobody gets more than their share. What ran before a limit was set or lowered may exceed it."""
 
     name = "limits_are_respected"
     promise = "no tenant and no agent runs more tasks than its limit"
@@ -229,7 +239,7 @@ class LimitsAreRespected(_Found):
         SELECT NULL AS task_id, concat(l.scope, ' ', l.name, ' runs ', n.running, ', its limit is ', l.max_running)
             AS what
         FROM limits l CROSS JOIN LATERAL (
-            SELECT count(*) AS running FROM tasks t WHERE t.state = 'running'
+            SELECT count(*) AS running FROM tasks t WHERE t.state = 'running' AND t.published_at > l.changed_at
             AND CASE WHEN l.scope = 'tenant' THEN t.tenant = l.name ELSE l.name IN (t.agent, t.root_agent) END) n
         WHERE n.running > l.max_running"""
 
@@ -256,6 +266,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     FinishedTasksAreComplete(),
     UnfinishedTasksHaveNoEnd(),
     RunningTasksHaveALiveWorker(),
+    AttemptsAreWithinBounds(),
     CompletedStepsAreNotRepeated(),
     EndedStepsHaveAResult(),
     StepsAreNotAheadOfTheirTask(),

@@ -18,14 +18,12 @@ import psycopg
 import pytest
 
 from shared.client import FleetClient
-from shared.db.database import Database
-from shared.db.knobs import DbKnobs
-from shared.ledger.invariants import Patience, verify
 from tests.chaos.length import length
 from tests.chaos.nemesis import BROKER, Nemesis, plan
 from tests.fakes.call_counter import CallCounter
 from tests.integration.fleets import QUICK, client_of, fleet_of
 from tests.integration.live import eventually
+from tests.integration.soundness import broken_promises
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.recipes import processes
 
@@ -135,7 +133,7 @@ def test_a_storm_loses_nothing_and_repeats_nothing(
         no_completed_step_was_repeated(ledger, counter)
         doubts = calls_beyond_the_ledger_are_in_doubt(ledger, counter)
     say(f"{counter.total} calls outside, {doubts} of them in doubt, 0 repeated")
-    assert broken_promises(fleet) == []
+    assert broken_promises(fleet.db_url, dead_after_s=2.0) == []
 
 
 def offered(client: FleetClient) -> None:
@@ -181,15 +179,3 @@ def calls_beyond_the_ledger_are_in_doubt(ledger: psycopg.Connection[Any], counte
         assert place in known, f"{place} was called, and the ledger does not know it"
         assert len(times) - 1 <= known[place], f"{place} was called {len(times)} times, {known[place]} in doubt"
     return doubts
-
-
-def broken_promises(fleet: BackgroundSupervisor) -> list[str]:
-    """What `fleet verify` says."""
-
-    async def look() -> list[str]:
-        database = Database(DbKnobs(url=fleet.db_url))
-        verdicts = await verify(database, Patience(dead_after_s=2.0, grace_s=15.0))
-        await database.close()
-        return [f"{one.promise}: {each.what}" for one in verdicts for each in one.violations]
-
-    return asyncio.run(look())

@@ -1,6 +1,7 @@
 """A whole fleet for a module of tests: a keeper and workers that know the test agents, on real servers.
 
-`fleet_of` starts servers of its own, for tests that break them; `fleet_on` stands on servers that others use too.
+`fleet_of` starts servers of its own, for tests that break them; `fleet_on` stands on servers that others use too. Both
+end with a look at every invariant of the ledger.
 """
 
 import os
@@ -21,6 +22,7 @@ from shared.ledger.knobs import LedgerKnobs
 from shared.memory.knobs import MemoryKnobs
 from shared.settings import Settings, load
 from tests.integration.live import Database
+from tests.integration.soundness import assert_sound
 from workers.ops.background import BackgroundSupervisor, running
 from workers.ops.opening import open_site
 from workers.ops.recipes import processes, vectors
@@ -53,6 +55,7 @@ def fleet_of(
     asked = replace(Wish(profile="full", workers=workers, vectors=False, model=False, flower=False), **wish)
     with running(asked, folder=folder, inherited=env, project=ROOT) as started:
         yield started
+        assert_sound(started.db_url)
 
 
 @contextmanager
@@ -81,6 +84,7 @@ def fleet_on(
         with BackgroundSupervisor(around, topology) as fleet:
             fleet.up()
             yield fleet
+            assert_sound(fleet.db_url)
     finally:
         around.run.close()
 

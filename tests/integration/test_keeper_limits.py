@@ -181,7 +181,9 @@ async def test_what_an_agent_declares_is_its_limit_until_an_operator_says_otherw
     async with keeping(database) as keeper:
         on_the_queue = add(database, agent="test.one", published_at=ago(3))
         await offer(keeper.door, {"test.one": {}, "test.two": {}}, max_running={"test.one": 1})
-        assert ask(database, "SELECT * FROM limits") == [{"scope": "agent", "name": "test.one", "max_running": 1}]
+        assert ask(database, "SELECT scope, name, max_running FROM limits") == [
+            {"scope": "agent", "name": "test.one", "max_running": 1}
+        ]
         assert task(database, on_the_queue)["published_at"] is None
         await set_limit(keeper.door, "agent", "test.one", 7)
         await offer(keeper.door, {"test.one": {}}, max_running={"test.one": 1})

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from shared.client import FleetClient
+from shared.ledger.caps import set_limit
 from shared.ledger.invariants import INVARIANTS, Patience, Verdict, verify
 from tests.integration.by_hand import ByHand
 from tests.integration.live import Database
@@ -55,6 +56,8 @@ async def test_a_ledger_with_something_of_everything_is_sound(producer: FleetCli
         ("running_tasks_have_a_live_worker", "running", "UPDATE workers SET heartbeat_at = now() - interval '16 s'"),
         ("running_tasks_have_a_live_worker", "running", "UPDATE workers SET state = 'dead'"),
         ("running_tasks_have_a_live_worker", "running", "DELETE FROM workers"),
+        ("attempts_are_within_bounds", "running", "UPDATE tasks SET attempt = 4 WHERE id = :id"),
+        ("attempts_are_within_bounds", "queued", "UPDATE tasks SET attempt = -1 WHERE id = :id"),
         ("completed_steps_are_not_repeated", "running", "UPDATE steps SET repeats = 1 WHERE task_id = :id"),
         ("ended_steps_have_a_result", "running", "UPDATE steps SET in_blob = true WHERE task_id = :id"),
         ("ended_steps_have_a_result", "running", "UPDATE steps SET finished_at = NULL WHERE task_id = :id"),
@@ -104,7 +107,10 @@ async def test_each_invariant_finds_what_breaks_it(
 
 async def test_limits_and_ticks_are_checked_too(producer: FleetClient, worker: ByHand) -> None:
     await lively(producer, worker)
-    await worker.do("INSERT INTO limits VALUES ('tenant', 'default', 0), ('agent', 'b', 0)")
+    await worker.do(
+        "INSERT INTO limits SELECT * FROM (VALUES ('tenant', 'default', 0), ('agent', 'b', 0)) x, "
+        "(SELECT now() - interval '1 h') y"
+    )
     await worker.do(
         "INSERT INTO schedules (name, agent, input, tenant, cron, next_at, last_at, last_task_id) "
         "VALUES ('odd', 'a', '{}', 't', '* * * * *', now() - interval '1 min', now(), :id)", id=uuid4(),
@@ -116,6 +122,14 @@ async def test_limits_and_ticks_are_checked_too(producer: FleetClient, worker: B
     assert ["is not this tick's" in told[0], "goes back in time" in told[1], "should have ticked" in told[2]] == [
         True
     ] * 3
+
+
+async def test_what_ran_before_a_limit_was_lowered_does_not_break_it(producer: FleetClient, worker: ByHand) -> None:
+    await lively(producer, worker)
+    await set_limit(worker.database, "agent", "a", 0)
+    assert broken(await verify(worker.database, AT_ONCE)) == {}
+    await worker.do("UPDATE tasks SET published_at = now() WHERE state = 'running'")
+    assert set(broken(await verify(worker.database, AT_ONCE))) == {"limits_are_respected"}
 
 
 async def test_the_command_tells_people_and_machines_and_its_exit_code_tells_scripts(

@@ -34,6 +34,13 @@ def running_on(fleet: BackgroundSupervisor) -> Counter[str]:
         return Counter(dict(connection.execute(query).fetchall()))
 
 
+def workers_alive(fleet: BackgroundSupervisor, name: str) -> set[UUID]:
+    """The ids under which a worker lives in the ledger: a new one after each fence."""
+    query = "SELECT id FROM workers WHERE state = 'alive' AND name LIKE %s"
+    with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
+        return {row[0] for row in connection.execute(query, (f"{name}@%",)).fetchall()}
+
+
 def holders(attempt: int, fleet: BackgroundSupervisor, client: FleetClient) -> list[str]:
     """Who runs the newest task, once it is in this attempt."""
     return list(running_on(fleet)) if client.tasks(limit=1)[0].attempt == attempt else []
@@ -78,7 +85,9 @@ def test_a_frozen_worker_that_wakes_after_the_takeover_changes_nothing(
     runs = start_steps(client, diaries, runs=RUNS, count=STEPS, step_s=0.3)
     fleet.freeze("worker-1")
     views = finished(client, runs)
+    known = workers_alive(fleet, "worker-1")
     fleet.thaw("worker-1")
+    eventually(lambda: workers_alive(fleet, "worker-1") - known)  # it has tried to write, was fenced, and is back
     assert sum(view.attempt == 2 for view in views) > 0
     task = client.submit("test.echo", {"text": "afterwards"})
     assert task.result(30)["said"] == ["afterwards"]
