@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ import structlog
 from celery.exceptions import CPendingDeprecationWarning, Ignore, WorkerShutdown
 from celery.worker.consumer.consumer import Consumer
 from celery.worker.request import Request
+from celery.worker.state import revoked
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from shared.broker.dead_letters import dead_letter
@@ -131,17 +133,19 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
             except BadMessage as error:
                 self.refuse(message, error.message)
             else:
-                if task is None or TASK_PREFIX + task.agent in self.app.tasks:
+                if task is not None and str(task.id) in revoked:
+                    self.pass_on(message, task, hold=self.app.fleet_host.hold_revoked)
+                elif task is None or TASK_PREFIX + task.agent in self.app.tasks:
                     handle(message)
                 else:
-                    self.pass_on(message, task)
+                    self.pass_on(message, task, hold=self.app.fleet_host.hold_for_others)
 
         return on_task_received
 
-    def pass_on(self, message: Any, task: TaskMessage) -> None:
-        """Leave a task whose agent this worker lacks to those that have it: it is held in the ledger for them."""
+    def pass_on(self, message: Any, task: TaskMessage, *, hold: Callable[[TaskMessage], Any]) -> None:
+        """Leave a task to the ledger: for workers that have its agent where this one lacks it, or for its end."""
         log.debug("consumer.message_passed_on", task_id=str(task.id), agent=task.agent)
-        held = asyncio.run_coroutine_threadsafe(self.app.fleet_host.hold_for_others(task), self.pool.loop)
+        held = asyncio.run_coroutine_threadsafe(hold(task), self.pool.loop)
 
         def settle() -> None:
             if held.cancelled() or held.exception() is not None:

@@ -1,7 +1,6 @@
 """A worker from its first heartbeat to its last: what its runs hold on to, and the chores that go on beside them."""
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -22,6 +21,7 @@ from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.own_runs import asked_to_cancel, overlooked
 from shared.ledger.parking import unpark
 from shared.ledger.poll import Polled, poll_held, poll_lost
+from shared.ledger.revoking import revoke
 from shared.ledger.roster import Elder, elders, offer
 from shared.ledger.runs import Claim, Runs
 from shared.ledger.sealed_input import seal_received
@@ -42,6 +42,7 @@ from workers.agents.namesake import refuse_second
 from workers.agents.poller import Poller
 from workers.agents.pool import TaskPool
 from workers.agents.run import Ports
+from workers.agents.settling import settle_memory
 from workers.agents.shelf import Shelf
 from workers.agents.sources import parse_queues
 
@@ -302,6 +303,22 @@ class WorkerHost:
         sealed = seal_received(self.vault, message)
         return await until_available(lambda: shelve_for_others(self._chores_database, sealed), what="PostgreSQL")
 
+    async def hold_revoked(self, message: TaskMessage) -> bool:
+        """A message that was revoked before anybody claimed it: its task ends in the ledger, as cancelled."""
+        is_held = await self.hold_for_others(message)
+        await self.revoke([message.id])
+        return is_held
+
+    async def revoke(self, task_ids: Sequence[UUID]) -> Sequence[UUID]:
+        """Cancel what does not run yet; returns those that the ledger does not know."""
+        redispatch_s = self.ledger.redispatch_s
+        done = await until_available(
+            lambda: revoke(self._chores_database, task_ids, redispatch_s=redispatch_s), what="PostgreSQL"
+        )
+        for message in done.due:
+            self.publish(message)
+        return done.unknown
+
     async def _asked_to_cancel(self) -> Sequence[UUID]:
         return await asked_to_cancel(self._chores_database, self.lease.worker)
 
@@ -368,14 +385,3 @@ class _Polls:
         """Tasks that are this worker's and that it does not run."""
         host = self._host
         return await overlooked(host._chores_database, host.lease.worker, known=list(host.active))
-
-
-def settle_memory() -> None:
-    """Take what was loaded so far out of the garbage collector's sight: it lives for ever.
-
-    A full collection over a quarter of a million module objects stops every run of the process for 0.3 s, and without
-    this there were three in 4000 tasks.
-    """
-    gc.set_threshold(20_000, 20, 50)
-    gc.collect()
-    gc.freeze()

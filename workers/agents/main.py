@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -39,12 +39,14 @@ from shared.telemetry.logs import setup_logs
 from shared.telemetry.notify import notify
 from shared.telemetry.redaction import load_hooks
 from workers.agents.agent import AGENTS
-from workers.agents.hosting import WorkerHost, settle_memory
+from workers.agents.hosting import WorkerHost
 from workers.agents.hurry import Hurry
 from workers.agents.knobs import WorkerKnobs
+from workers.agents.panel import take_over_commands
 from workers.agents.queue_watch import QueueWatch
 from workers.agents.registration import load_agents, register
 from workers.agents.run import Ports
+from workers.agents.settling import settle_memory
 
 log = structlog.get_logger()
 
@@ -73,6 +75,7 @@ def build() -> Celery:
     app.fleet_host = _host(settings, knobs, agents, app, configured)
     app.amqp.queues.select([QUEUES[priority] for priority in knobs.served])
     register(app, agents, app.fleet_host)
+    take_over_commands()
     _connect_signals(app, settings, configured)
     return app
 
@@ -80,7 +83,7 @@ def build() -> Celery:
 def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, app: Celery, configured: Configured) -> WorkerHost:
     database = Database(settings.db, application_name=process_name("fleet-worker"))
     redis, embedding = open_redis(settings.memory), E5Embedding()
-    store = open_gate_store(StoreKnobs(redis_url=settings.memory.redis_url))
+    store = open_gate_store(StoreKnobs(redis_url=settings.memory.redis_url, **asdict(settings.resilience)))
     vault = Vault(settings.ledger.master_keys)
     plane = open_plane(configured, store=store, redis=redis, seal=SealedText(vault, kind="answer"))
     cache = RedisCache(redis, knobs=settings.memory)

@@ -228,6 +228,12 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=5)
 
+    def grow(self, _n: int = 1) -> None:
+        """Celery's `pool_grow`, and of `pool_shrink` the same. Raises: NotImplementedError, which it answers."""
+        raise NotImplementedError("not supported: set FLEET_WORKER_CONCURRENCY (or -c) and restart the worker")
+
+    shrink = grow
+
     def on_terminate(self) -> None:
         """Celery's cold shutdown."""
         self.loop.call_soon_threadsafe(self.cancel_all, "drain")
