@@ -1,5 +1,6 @@
 """One rung of the ladder: retry around admission around the breaker around one request to one model."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -94,7 +95,7 @@ class Asking:
         token = SEEN.set([])
         try:
             reply = await ask(self._plane.adapter(self._rung), request)
-        except FleetError as error:
+        except (FleetError, asyncio.CancelledError) as error:
             outcome = classify(error, usual_s=self._plane.usual_s(self._rung))
             await self._settle_failure(permit, outcome, seconds=self._plane.clock.monotonic() - began)
             raise

@@ -88,7 +88,9 @@ class GuardedChat:
         except FleetError as error:
             metrics.of(metrics.ENDED_WITHOUT, agent, error.code).inc()
             raise
-        metrics.of(metrics.ANSWERS, agent, reply.level).inc()
+        metrics.of(metrics.ANSWERS, agent, reply.level, reply.endpoint, walk.reason(reply)).inc()
+        if reply.could_not_act:
+            metrics.of(metrics.COULD_NOT_ACT, agent, "models").inc()
         metrics.of(metrics.ANSWER_SECONDS, agent).observe(self._plane.clock.monotonic() - began)
         if reply.level != "L0":
             log.info("llm.degraded", level=reply.level, endpoint=reply.endpoint, model=reply.model, why=reply.reasons)

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.clock import Clock, SystemClock
+from shared.contracts import DEFAULT_TENANT
 from shared.errors import BadInput, Transient
 from shared.llm.adapters import open_adapter
 from shared.llm.answer_cache import AnswerCache, NoAnswers, RedisAnswers, Seal
@@ -20,17 +21,20 @@ from shared.llm.config import Endpoint, LLMConfig, Model, unlisted_key
 from shared.llm.config_file import Configured
 from shared.llm.day_book import DayBook
 from shared.llm.document import nearest
+from shared.llm.gauges import show, show_left
 from shared.llm.ladder import Passed
 from shared.llm.port import Adapter
 from shared.llm.recovery import Standing, observed, share
 from shared.llm.roster import announce
-from shared.llm.rules import adapter_knobs, key_rules
-from shared.resilience.exchange import GateStore, KeyStats, LimitsSeen
+from shared.llm.rules import adapter_knobs, key_rules, purses
+from shared.resilience.exchange import GateStore, LimitsSeen
 from shared.resilience.gate import Gate
+from shared.resilience.spending import Budget
 from shared.telemetry import llm_metrics as metrics
 
 log = structlog.get_logger()
 
+USUAL_AGENT = "chat"
 PENDING = 200
 """Answers on their way to the cache at the same time; more are not kept."""
 LATENCY_WEIGHT = 0.1
@@ -185,10 +189,18 @@ class LLMPlane:
         """Tell operators: gauges of every model, spending, and the configuration."""
         for key in self.config.every_key():
             show(await self.gate.stats(key))
+        for tenant in (DEFAULT_TENANT, *self.config.tenants):
+            show_left(tenant, await self.gate.left(self._budgets_of(tenant), tenant=tenant))
         if await self.book.flush(redis):
             with suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(PUBLISH_WITHIN_S):
                     await announce(redis, self.config)
+
+    def _budgets_of(self, tenant: str) -> list[Budget]:
+        """Of all its runs together; a run's own is nobody's gauge."""
+        agents = (USUAL_AGENT, *self.config.agents)
+        each = [one for agent in agents for one in purses(self.config, tenant=tenant, agent=agent, run=None)]
+        return list(dict.fromkeys(each))
 
     async def keep_publishing(self, redis: Redis) -> None:
         """Tell operators, for as long as the process lives; and know the cache's secret before it is needed."""
@@ -248,16 +260,3 @@ def open_plane(configured: Configured, *, store: GateStore, redis: Redis, seal: 
     )  # fmt: skip
     gate = Gate(store, key_rules(config))
     return LLMPlane(configured, gate=gate, adapters=open_adapters(configured), cache=cache)
-
-
-def show(stats: KeyStats) -> None:
-    """Set the gauges of one key."""
-    endpoint, _, model = stats.name.partition(":")
-    for state in ("closed", "open", "half-open", "forced-open", "disabled"):
-        metrics.STATE.labels(endpoint, model, state).set(stats.state == state)
-    metrics.FAILURE_RATE.labels(endpoint, model).set(stats.failure_rate)
-    metrics.LATENCY_SECONDS.labels(endpoint, model).set(stats.avg_latency_s)
-    metrics.RETRY_AFTER_SECONDS.labels(endpoint, model).set(stats.retry_after_s or 0.0)
-    metrics.IN_FLIGHT.labels(endpoint, model).set(stats.in_flight)
-    metrics.CONCURRENCY.labels(endpoint, model).set(-1 if stats.concurrency is None else stats.concurrency)
-    metrics.SHARED.set(stats.shared)

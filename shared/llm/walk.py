@@ -60,6 +60,12 @@ class Walk:
                     break
         return await self._below()
 
+    def reason(self, reply: ChatReply) -> str:
+        """Why this answer is not the first model's, in a word for metrics."""
+        if reply.level == "L0":
+            return "none" if reply.cached_at is None else "fresh"
+        return self._passed[0].way if self._passed else "tools"
+
     def _able(self) -> list[Rung]:
         """The models that can take this request. Raises: PromptTooLong when none has room for the prompt."""
         roomy = [rung for rung in self._rungs if fits(rung, input_tokens=self._tokens)]
@@ -122,7 +128,8 @@ class Walk:
             return Passed(model=rung.model, way="unfit", reason=f"{rung.model}: {outcome.reason}")
         if outcome.next == "stop" and outcome.kind not in ("timeout", "clamped", "local"):
             raise error
-        if outcome.kind in ("rate_limited", "local"):
+        is_paced = outcome.kind == "overloaded" and outcome.retry_after_s is not None  # it is up, and said when
+        if is_paced or outcome.kind in ("rate_limited", "local"):
             return _busy(rung, outcome.reason, retry_after_s=wait_s)
         return _down(rung, outcome.reason, retry_after_s=wait_s)
 

@@ -204,6 +204,8 @@ class FailOpenStore:
 
     async def left(self, tenant: str, budgets: tuple[Budget, ...]) -> tuple[Left, ...]:
         """See `GateStore`."""
+        if not budgets:
+            return ()
         left = await self._try(lambda: self._shared.left(tenant, budgets))
         return self._allowances.left(tenant, budgets) if left is None else left
 

@@ -203,8 +203,8 @@ class ResilienceKnobs:
     """Connections to Redis per process."""
 
     alone_share: float = 0.25
-    """Share of each limit, and of what is left of each budget, that one process takes while Redis is away. Exact would be
-    1 / processes: a larger share may overspend then, a smaller one makes tasks wait."""
+    """Share of each limit, and of what is left of each budget, that one process takes while Redis is away: best is
+    1 / processes. A larger share may overspend then, a smaller one makes tasks wait."""
 
     def __post_init__(self) -> None:
         _demand(self, ("timeout_s", "alone_share"), above=0)

@@ -25,7 +25,17 @@ TOKENS = Counter(
     ["endpoint", "model", "direction", "basis"],
 )
 COST = Counter("fleet_llm_cost_total", "Money spent, in the configuration's currency", ["endpoint", "model"])
-ANSWERS = Counter("fleet_llm_answers_total", "Answers given to agents, by level", ["agent", "level"])
+ANSWERS = Counter(
+    "fleet_llm_answers_total",
+    "Answers given to agents: level, who gave them, and why it was not the first model: none, or what became of it",
+    ["agent", "level", "endpoint", "reason"],
+)
+PLAIN_ANSWERS = Counter(
+    "fleet_llm_plain_answers_total", "Answers of an agent that had to do without (L3)", ["agent", "missing"]
+)
+COULD_NOT_ACT = Counter(
+    "fleet_llm_could_not_act_total", "Tasks that had to act and could not, by what was missing", ["agent", "missing"]
+)
 PASSED = Counter(
     "fleet_llm_passed_total", "Models of a chain that were passed over, by why", ["endpoint", "model", "why"]
 )
@@ -43,11 +53,24 @@ ALERTS = Counter("fleet_llm_endpoint_disabled_total", "Endpoints taken out: quot
 STATE = Gauge("fleet_llm_breaker_state", "1 for the state that the breaker is in", ["endpoint", "model", "state"])
 FAILURE_RATE = Gauge("fleet_llm_failure_ratio", "Failures in the breaker's window", ["endpoint", "model"])
 LATENCY_SECONDS = Gauge("fleet_llm_latency_seconds", "Average over the breaker's window", ["endpoint", "model"])
-RETRY_AFTER_SECONDS = Gauge("fleet_llm_retry_after_seconds", "Until calls are let through again", ["endpoint", "model"])
+RETRY_AFTER_SECONDS = Gauge(
+    "fleet_llm_retry_after_seconds",
+    "Until calls are let through again; +Inf: not before an operator says so",
+    ["endpoint", "model"],
+)
 IN_FLIGHT = Gauge("fleet_llm_in_flight", "Calls of the whole fleet", ["endpoint", "model"])
 CONCURRENCY = Gauge(
     "fleet_llm_concurrency_limit", "Calls allowed at the same time; -1: no limit", ["endpoint", "model"]
 )
+NOT_BEFORE_SECONDS = Gauge(
+    "fleet_llm_not_before_seconds", "For which the provider asked not to be called", ["endpoint", "model"]
+)
+LEFT = Gauge("fleet_llm_limit_left", "What is left of each limited rate", ["endpoint", "model", "of"])
+RETRIES_LEFT = Gauge("fleet_llm_retries_left", "Retries that the fleet may still send", ["endpoint", "model"])
+BUDGET_LEFT = Gauge(
+    "fleet_llm_budget_left", "Of the budgets of configured tenants, in tokens or money",
+    ["tenant", "level", "name", "kind"],
+)  # fmt: skip
 SHARED = Gauge("fleet_llm_state_is_shared", "0 while Redis is away and every process decides for itself", [])
 
 

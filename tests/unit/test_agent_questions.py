@@ -9,7 +9,7 @@ from shared.errors import BudgetSpent, LLMRefused, Misconfigured, RetryLater, Tr
 from shared.ledger.ancestry import Ancestor
 from shared.ledger.suspension import Suspended
 from shared.llm.call_context import CallContext, Forebear
-from shared.llm.messages import ChatReply, ToolCall, Usage
+from shared.llm.messages import ChatReply, ChatRequest, Message, ToolCall, Usage
 from tests.fakes.fake_plane import PlaneWorld
 from tests.fakes.fake_world import FakeWorld
 from workers.agents.agent import AGENTS, TOOLS, agent, tool
@@ -79,6 +79,24 @@ async def test_models_are_asked_on_behalf_of_the_agent_its_tenant_and_its_run() 
     assert context == CallContext(tenant="acme", agent="a", run=str(task), must_act=True)
     run.must_act = False
     assert not run.must_act
+
+
+async def test_answers_are_kept_apart_by_conversation_and_by_the_agent_that_began_it_all() -> None:
+    world = FakeWorld()
+    await world.run(session="eve's", root_agent="clerk").chat("why?")
+    (context,) = world.chat.contexts
+    assert (context.user, context.scope) == ("eve's", "clerk")
+    plane = PlaneWorld(more="agents: {chat: {cache: degraded}}")
+    question = ChatRequest((Message("user", "What is my balance?"),))
+    eves = await plane.chat(question, user="eve's", scope="clerk")
+    await plane.plane.settled()
+    plane.all_down()
+    levels = {}
+    for user, scope in (("eve's", "clerk"), ("bob's", "clerk"), ("eve's", "guest"), ("", "")):
+        reply = await plane.chat(question, user=user, scope=scope)
+        levels[user, scope] = (reply.level, reply.text == eves.text)
+    assert levels.pop(("eve's", "clerk")) == ("L2", True)
+    assert set(levels.values()) == {("L4", False)}
 
 
 async def test_a_child_draws_on_the_budgets_of_the_runs_above_it_which_are_looked_up_once() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from shared.errors import LLMRateLimited, LLMRefused, RetryLater
+from shared.errors import LLMRateLimited, LLMRefused, LLMUnavailable, RetryLater
 from shared.llm.messages import ChatRequest, Message
 from shared.resilience.circuit import Operate
 from shared.resilience.exchange import Answer, Ask, KeyStats, Settled, Settlement
@@ -60,6 +60,19 @@ async def test_a_task_whose_models_are_full_for_just_its_patience_is_put_back_an
     with pytest.raises(RetryLater) as caught:
         await world.chat(HELLO)
     assert caught.value.retry_after_s == pytest.approx(66.0, abs=0.1), "a tenth later, by chance"
+
+
+async def test_a_model_that_is_overloaded_and_says_for_how_long_is_waited_for() -> None:
+    world = PlaneWorld()
+    for adapter in (world.first, world.second):
+        adapter.script.append(LLMUnavailable("overloaded", status=503, retry_after_s=30.0))
+    with pytest.raises(RetryLater) as caught:
+        await world.chat(HELLO)
+    assert 30.0 <= (caught.value.retry_after_s or 0) <= 33.0
+    silent = PlaneWorld(retries_before_fallback=0)
+    for adapter in (silent.first, silent.second):
+        adapter.script.extend(LLMUnavailable("overloaded", status=503) for _ in range(9))
+    assert (await silent.chat(HELLO)).level == "L4", "one that does not say is down"
 
 
 async def test_a_task_that_had_better_wait_is_put_back_for_ten_seconds_at_least_all_through_a_silent_outage() -> None:

@@ -10,6 +10,7 @@ from shared.errors import BadInput, Transient
 from shared.llm.ladder import Capabilities, Decision, Level, decide
 from shared.llm.messages import ChatReply, Message, ToolCall
 from shared.retrieval.ports import Passage
+from shared.telemetry import llm_metrics as metrics
 from workers.agents.agent import agent
 from workers.agents.run import Run
 
@@ -68,6 +69,7 @@ async def chat(run: Run, input: ChatInput) -> dict[str, Any]:
     could_not_act = decision.action == "say_could_not_act"
     answer = _sorry(run, service, reply) if could_not_act else reply.text
     run.degradation.could_not_act = could_not_act
+    _count(service, is_plain=decision.action == "answer_plainly", could_not_act=could_not_act)
     if service.done or not (could_not_act or decision.action == "say_sorry"):
         await run.remember(Message("user", input.message), Message("assistant", answer))
     aged = {"cached_at": reply.cached_at, "age_s": reply.age_s} if reply.cached_at is not None else {}
@@ -144,6 +146,15 @@ def _sorry(run: Run, service: Service, reply: ChatReply) -> str:
     if service.done:
         return f"I could not finish what you asked: {why}. Done before: {', '.join(service.done)}."
     return run.sorry(why)
+
+
+def _count(service: Service, *, is_plain: bool, could_not_act: bool) -> None:
+    """What the plane cannot know of: outages around the models."""
+    missing = [name for name, has in (("retrieval", service.has_notes), ("tools", service.has_tools)) if not has]
+    for name in missing if is_plain else ():
+        metrics.PLAIN_ANSWERS.labels("chat", name).inc()
+    if could_not_act and not service.has_tools:
+        metrics.COULD_NOT_ACT.labels("chat", "tools").inc()
 
 
 def _system(passages: tuple[Passage, ...]) -> Message:

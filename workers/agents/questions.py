@@ -99,10 +99,12 @@ class Questions:
             self._cost = (self._cost or 0.0) + cost
 
     def _context(self) -> CallContext:
+        """Of rights and persons the task knows its root agent and its conversation: answers are kept apart by both."""
         message = self._message
         return CallContext(
             tenant=message.fleet.tenant, agent=message.agent, run=str(message.id), forebears=self._above,
-            deadline_at=message.fleet.deadline_at, must_act=self._must_act,
+            deadline_at=message.fleet.deadline_at, must_act=self._must_act, scope=message.fleet.root_agent or "",
+            user=message.fleet.session or "",
         )  # fmt: skip
 
 
