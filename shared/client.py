@@ -34,6 +34,7 @@ from shared.db import carriage
 from shared.db.database import Database
 from shared.db.decide import Consistency, Mode, Wish
 from shared.db.sessions import SyncReadSession, SyncWriteSession
+from shared.db.shard_map import ShardKey
 from shared.db.tokens import CausalToken
 from shared.errors import BadInput, TaskCancelled, TaskFailed
 from shared.ledger.doors import Doors
@@ -45,7 +46,7 @@ from shared.ledger.replaying import Preview
 from shared.ledger.rows import TaskView, accept_statement
 from shared.ledger.sealed_input import open_message, seal_message
 from shared.ledger.vault import OUTPUT, Vault
-from shared.ledger.views import finished, latest, task_of
+from shared.ledger.views import latest, task_of
 from shared.settings import Settings, load
 
 Transaction = Session | Connection | AsyncSession | AsyncConnection | scoped_session[Any]
@@ -92,7 +93,7 @@ class FleetClient:
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = settings or load()
         self._vault = Vault(self._settings.ledger.master_keys)
-        self._doors = Doors(self._settings.db, self._settings.ledger, self._settings.broker)
+        self._doors = Doors(self._settings.db, self._settings.ledger, self._settings.broker, self._settings.shards)
 
     def submit(
         self, agent: str, input: Mapping[str, Any] | None = None, *, session: str | None = None,
@@ -126,7 +127,7 @@ class FleetClient:
             return self._wait(self._asubmit(message))
         if isinstance(tx, AsyncSession | AsyncConnection):
             raise BadInput("submit() takes a sync session or connection as tx: await asubmit() with this one")
-        is_held = self._wait(self._acheck(message))
+        message, is_held = self._wait(self._acheck(message, tx))
         message = seal_message(self._vault, message)
         tx.execute(accept_statement(message, dispatch_after_s=HOOK_DISPATCH_S, is_held=is_held))
         return self._hooked(message, tx() if isinstance(tx, scoped_session) else tx, is_held=is_held)
@@ -147,7 +148,7 @@ class FleetClient:
             return await self._asubmit(message)
         if not isinstance(tx, AsyncSession | AsyncConnection):
             raise BadInput("asubmit() takes an async session or connection as tx: call submit() with this one")
-        is_held = await self._acheck(message)
+        message, is_held = await self._acheck(message, tx)
         message = seal_message(self._vault, message)
         await tx.execute(accept_statement(message, dispatch_after_s=HOOK_DISPATCH_S, is_held=is_held))
         sync = tx.sync_session if isinstance(tx, AsyncSession) else tx.sync_connection
@@ -165,7 +166,7 @@ class FleetClient:
 
     async def aresult(self, task_id: UUID | str, timeout_s: float = 60.0) -> Any:
         """Wait for a task's output; see `result`."""
-        view = await finished(self._database, checked_id(task_id), timeout_s=timeout_s)
+        view = await self._doors.finished(checked_id(task_id), timeout_s=timeout_s)
         if view.state == "succeeded":
             return self._vault.open(view.output, task_id=view.id, role=OUTPUT)
         error = view.error or {"message": "no reason recorded"}
@@ -182,7 +183,8 @@ class FleetClient:
 
     async def astatus(self, task_id: UUID | str) -> TaskView:
         """A task with its steps and children; see `status`."""
-        return await task_of(self._door().database, checked_id(task_id), vault=self._vault)
+        target = checked_id(task_id)
+        return await self._doors.asking(target, lambda door: task_of(door.database, target, vault=self._vault))
 
     def tasks(self, *, limit: int = 20, **filters: str | None) -> list[TaskView]:
         """The newest tasks; filters: state, tenant, agent."""
@@ -192,8 +194,11 @@ class FleetClient:
         self, *, limit: int = 20, state: str | None = None, tenant: str | None = None, agent: str | None = None
     ) -> list[TaskView]:
         """The newest tasks; filters: state, tenant, agent."""
-        database = self._door().database
-        return await latest(database, limit=limit, state=state, tenant=tenant, agent=agent, vault=self._vault)
+        newest: dict[UUID, TaskView] = {}
+        for door in self._doors.everywhere():
+            wanted = {"state": state, "tenant": tenant, "agent": agent}
+            newest |= {one.id: one for one in await latest(door.database, limit=limit, vault=self._vault, **wanted)}
+        return sorted(newest.values(), key=lambda one: one.created_at, reverse=True)[:limit]
 
     def cancel(self, task_id: UUID | str) -> TaskView:
         """Cancel a task and its children: what waits has ended on return, what runs stops within a second.
@@ -204,7 +209,7 @@ class FleetClient:
 
     async def acancel(self, task_id: UUID | str) -> TaskView:
         """Cancel a task and its children; see `cancel`."""
-        return await self._helm().cancel(task_id)
+        return await self._steer(task_id, lambda helm: helm.cancel(task_id))
 
     def signal(self, task_id: UUID | str, name: str, payload: Any = None) -> TaskView:
         """Give a task what `run.wait_for(name)` waits for; kept for it when it does not wait yet.
@@ -218,7 +223,7 @@ class FleetClient:
 
     async def asignal(self, task_id: UUID | str, name: str, payload: Any = None) -> TaskView:
         """Give a task what it waits for; see `signal`."""
-        return await self._helm().signal(task_id, name, payload)
+        return await self._steer(task_id, lambda helm: helm.signal(task_id, name, payload))
 
     def resume(self, task_id: UUID | str, on_change: OnChange | None = None) -> TaskView:
         """Let a parked task go on.
@@ -232,7 +237,7 @@ class FleetClient:
 
     async def aresume(self, task_id: UUID | str, on_change: OnChange | None = None) -> TaskView:
         """Let a parked task go on; see `resume`."""
-        return await self._helm().resume(task_id, on_change)
+        return await self._steer(task_id, lambda helm: helm.resume(task_id, on_change))
 
     def replay(self, task_id: UUID | str, from_step: str | None = None) -> TaskView:
         """Try a failed or cancelled task again under its own id, with a new deadline and all its attempts.
@@ -247,7 +252,7 @@ class FleetClient:
 
     async def areplay(self, task_id: UUID | str, from_step: str | None = None) -> TaskView:
         """Try a failed or cancelled task again; see `replay`."""
-        return await self._helm().replay(task_id, from_step)
+        return await self._steer(task_id, lambda helm: helm.replay(task_id, from_step))
 
     def preview(self, task_id: UUID | str, from_step: str | None = None) -> Preview:
         """What a replay or a fork would find done, and what it would pay again. Raises: UnknownTask; BadInput."""
@@ -255,7 +260,7 @@ class FleetClient:
 
     async def apreview(self, task_id: UUID | str, from_step: str | None = None) -> Preview:
         """What a replay or a fork would do; see `preview`."""
-        return await self._helm().preview(task_id, from_step)
+        return await self._steer(task_id, lambda helm: helm.preview(task_id, from_step))
 
     def fork(self, task_id: UUID | str, from_step: str | None = None) -> SubmittedTask:
         """Start a new task beside a task in any state: it finds the steps before `from_step` done, and paid for.
@@ -269,36 +274,37 @@ class FleetClient:
 
     async def afork(self, task_id: UUID | str, from_step: str | None = None) -> SubmittedTask:
         """Start a new task that reuses the steps of another; see `fork`."""
-        forked = await self._helm().fork(task_id, from_step)
+        forked = await self._steer(task_id, lambda helm: helm.fork(task_id, from_step))
         return SubmittedTask(forked.id, forked.agent, "ledger", self)
 
     @overload
     def unit(
-        self, *, mode: Literal["rw"] = "rw", consistency: Literal["primary"] = "primary"
-    ) -> AbstractContextManager[SyncWriteSession]: ...
+        self, *, mode: Literal["rw"] = "rw", consistency: Literal["primary"] = "primary",
+        shard_key: ShardKey | None = None,
+    ) -> AbstractContextManager[SyncWriteSession]: ...  # fmt: skip
 
     @overload
     def unit(
         self, *, mode: Literal["ro"], consistency: Consistency = "primary", max_staleness_s: float | None = None,
-        token: CausalToken | str | None = None,
+        token: CausalToken | str | None = None, shard_key: ShardKey | None = None,
     ) -> AbstractContextManager[SyncReadSession]: ...  # fmt: skip
 
     def unit(
         self, *, mode: Mode = "rw", consistency: Consistency = "primary", max_staleness_s: float | None = None,
-        token: CausalToken | str | None = None,
+        token: CausalToken | str | None = None, shard_key: ShardKey | None = None,
     ) -> AbstractContextManager[Any]:  # fmt: skip
         """A SQLAlchemy session for a thread, on one connection to one node of the fleet's database.
 
         Commits at the end of `rw`; a `submit(…, tx=session)` inside is part of it. See `Database.unit` for the rest:
         what each consistency may see, and what is raised. What follows in this thread reads at least as fresh.
         """
-        return self._doors.units.unit(Wish.checked(mode, consistency, max_staleness_s), token)
+        return self._doors.unit(Wish.checked(mode, consistency, max_staleness_s), token, shard_key)
 
     def operate(self, work: Callable[[Database], Awaitable[T]]) -> T:
         """Run an operator's work (limits, schedules, dead letters, invariants) on this client's database."""
 
         async def on_this_loop() -> T:
-            return await work(self._database)
+            return await work(self._doors.here().database)
 
         return self._wait(on_this_loop())
 
@@ -327,12 +333,11 @@ class FleetClient:
         """Seals and opens what this fleet keeps."""
         return self._vault
 
-    @property
-    def _database(self) -> Database:
-        return self._door().database
+    async def _steer(self, task_id: UUID | str, steer: Callable[[Helm], Awaitable[T]]) -> T:
+        def at(door: Intake) -> Awaitable[T]:
+            return steer(Helm(door, self.ledger, redis_url=self._settings.memory.redis_url, vault=self._vault))
 
-    def _helm(self) -> Helm:
-        return Helm(self._door(), self.ledger, redis_url=self._settings.memory.redis_url, vault=self._vault)
+        return await self._doors.asking(checked_id(task_id), at)
 
     def _message(
         self, agent: str, input: Mapping[str, Any] | None, *, token: CausalToken | str | None, **how: Any
@@ -340,14 +345,15 @@ class FleetClient:
         message = new_message(agent, input, max_bytes=self.ledger.input_max_bytes, **how)
         return replace(message, token=carriage.onward(None if token is None else str(token)))
 
-    async def _acheck(self, message: TaskMessage) -> bool:
-        """Check the input of a task that a producer's transaction inserts; returns whether it is to be held."""
-        door = self._door()
+    async def _acheck(self, message: TaskMessage, tx: Any) -> tuple[TaskMessage, bool]:
+        """Check what a producer's transaction is to insert, on its shard; returns whether it is to be held."""
+        message = await self._doors.placed(message, tx)
+        door = await self._doors.of(message.id)
         await door.catalogue.check(message.agent, message.kwargs)
-        return await door.is_crowded(message.fleet.tenant)
+        return message, await door.is_crowded(message.fleet.tenant)
 
     async def _asubmit(self, message: TaskMessage) -> SubmittedTask:
-        door = self._door()
+        door = await self._doors.of(message.id)
         await door.catalogue.check(message.agent, message.kwargs)
         accepted_by = await door.hand_in(seal_message(self._vault, message))
         return SubmittedTask(message.id, message.agent, accepted_by, self)
@@ -358,9 +364,6 @@ class FleetClient:
         if not is_held and not is_later(message):
             event.listen(tx, hook, lambda *_: self._doors.publish_later(message), once=True)
         return SubmittedTask(message.id, message.agent, "transaction", self)
-
-    def _door(self) -> Intake:
-        return self._doors.here()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return self._doors.wait(work)

@@ -7,7 +7,7 @@ names the variable. A room of `workers` hands its own knobs' type in, because th
 import difflib
 import os
 from collections.abc import Container, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.broker.knobs import BrokerKnobs, Profile
 from shared.db.knobs import DbKnobs
+from shared.db.shards_file import ShardAddress, own_shard, read_shards
 from shared.errors import Misconfigured
 from shared.ledger.knobs import LedgerKnobs
 from shared.llm.config_file import Configured, one_endpoint, read_config
@@ -71,6 +72,8 @@ class Settings:
     vectors: RetrievalKnobs
     log: LogKnobs
     notify_socket: str | None
+    shards: tuple[ShardAddress, ...] = ()
+    """Every shard, when there are several; `broker` is then that of this process's own."""
 
 
 def load() -> Settings:
@@ -81,7 +84,10 @@ def load() -> Settings:
     general = load_room("", General)
     rooms = {name: load_room(name, knobs) for name, knobs in SHARED_ROOMS.items()}
     _refuse_unknown(os.environ)
-    settings = Settings(general=general, notify_socket=os.environ.get("NOTIFY_SOCKET"), **rooms)
+    shards = read_shards(rooms["db"], broker_url=rooms["broker"].url)
+    if shards:
+        rooms["broker"] = replace(rooms["broker"], url=own_shard(shards, rooms["db"]).broker_url)
+    settings = Settings(general=general, notify_socket=os.environ.get("NOTIFY_SOCKET"), shards=shards, **rooms)
     try:
         settings.broker.check_profile(general.profile)
     except ValueError as error:

@@ -26,6 +26,11 @@ HOLD = text("SELECT state FROM shard_buckets WHERE bucket = :bucket FOR KEY SHAR
 LOOK = text("SELECT state FROM shard_buckets WHERE bucket = :bucket")
 
 
+def mark(session: Any, bucket: int, home: Home) -> None:
+    """Note on a session for which bucket, and on which shard, it was opened."""
+    session.info["bucket"], session.info["shard"] = bucket, home.shard
+
+
 class Shards:
     """Every shard's database. Belongs to one event loop."""
 
@@ -78,6 +83,7 @@ class Shards:
         home = await self.home_of(bucket)
         try:
             async with self.databases[self.known(home.shard)].unit(**how) as session:
+                mark(session, bucket, home)
                 if how.get("mode", "rw") == "rw":
                     await self._check(session, HOLD, bucket, home)
                 yield session
@@ -104,6 +110,7 @@ class Shards:
         async def merge(name: str) -> None:
             self._map = self._map.merged(await self.rows(name))
 
+        # gather makes tasks of them: a unit that is open here is not theirs
         answers = await asyncio.gather(*(merge(name) for name in self.databases), return_exceptions=True)
         problems = [answer for answer in answers if answer is not None]
         for problem in problems:

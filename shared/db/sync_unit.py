@@ -21,7 +21,15 @@ from shared.db.router import Place
 from shared.db.sessions import SyncReadSession, SyncWriteSession
 from shared.db.sync_link import SyncLink, sync_engine
 from shared.db.tokens import CausalToken, lsn_text
-from shared.db.unit import HAS_REACHED, TRIES, check_replicated, explain_failure, holds_for, note_end
+from shared.db.unit import (
+    HAS_REACHED,
+    TRIES,
+    check_replicated,
+    explain_failure,
+    holds_for,
+    note_end,
+    refuse_other_shard,
+)
 from shared.errors import ReadOnlyUnit, ReplicaStale
 
 T = TypeVar("T")
@@ -54,9 +62,13 @@ class SyncUnits:
     Args:
         database: The database; asked for at the first unit, and again after `close`.
         on_the_loop: Where its coroutines run.
+        shards: Whose units these are, when there are several shards.
     """
 
-    def __init__(self, database: Callable[[], Database], *, on_the_loop: OnTheLoop) -> None:
+    def __init__(
+        self, database: Callable[[], Database], *, on_the_loop: OnTheLoop, shards: object | None = None
+    ) -> None:  # fmt: skip
+        self.shards = shards
         self._find_database = database
         self._database: Database | None = None
         self._on_the_loop = on_the_loop
@@ -71,7 +83,9 @@ class SyncUnits:
         Inside another unit of the same thread, and of the same task where it has a loop, it is that unit.
         """
         outer = _open.get()
-        if outer is not None and outer.door is self and outer.worker == _worker():
+        if outer is not None and outer.worker == _worker() and outer.door is not self:
+            refuse_other_shard(outer.door, self)
+        elif outer is not None and outer.worker == _worker():
             if wish.mode == "rw" and outer.mode == "ro":
                 raise ReadOnlyUnit(
                     "a unit of work with mode='rw' was opened inside one with mode='ro': open the outer as 'rw'"

@@ -18,8 +18,6 @@ from sqlalchemy import text
 from shared.broker.publisher import Publisher
 from shared.contracts import TaskMessage
 from shared.db.database import Database
-from shared.db.knobs import DbKnobs
-from shared.db.pools import process_name
 from shared.errors import DatabaseUnavailable, FleetError, NotAccepted, PublishUnconfirmed
 from shared.ledger.catalogue import Catalogue
 from shared.ledger.group_commit import GroupCommit, Written
@@ -50,8 +48,8 @@ CROWDED = """
 class Intake:
     """A producer's way to the ledger and the queue. Belongs to one event loop; close it there."""
 
-    def __init__(self, db: DbKnobs, ledger: LedgerKnobs, publisher: Publisher) -> None:
-        self.database = Database(db, application_name=process_name("fleet-client"))
+    def __init__(self, database: Database, ledger: LedgerKnobs, publisher: Publisher) -> None:
+        self.database = database
         self.catalogue = Catalogue(self.database)
         self._commit = GroupCommit(self.database, ledger, worker=None, when_down="raise")
         self._publisher = publisher

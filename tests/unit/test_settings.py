@@ -24,6 +24,7 @@ DIFFERENT: dict[str, str] = {
     "FLEET_LLM_STREAM_USAGE": "false",
     "FLEET_LLM_KEY_HEADER": "api-key",
     "FLEET_LLM_DIALECT": "anthropic",
+    "FLEET_DB_SHARDS": "deploy/shards.example.yaml",
     "FLEET_DB_REPLICAS": "postgresql+psycopg://h/d,postgresql+psycopg://i/d",
     "FLEET_DB_POOLER": "pgbouncer",
     "FLEET_DB_DIRECT_URL": "postgresql+psycopg://h/d",
@@ -35,7 +36,7 @@ DIFFERENT: dict[str, str] = {
 }
 """Values for knobs that do not take just any; a number is otherwise made half as large again, a text gets an x."""
 
-KNOBS = [(room, kind, one.name) for room, kind in SHARED_ROOMS.items() for one in fields(kind)]
+KNOBS = [(room, kind, one.name) for room, kind in SHARED_ROOMS.items() for one in fields(kind) if one.name != "shard"]
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +77,20 @@ def test_every_knob_is_read_from_its_own_variable(
     read = getattr(load(), room)
     assert plain(getattr(read, knob)) == given.lower()
     assert [one.name for one in fields(kind) if getattr(read, one.name) != getattr(kind(), one.name)] in ([knob], [])
+
+
+def test_a_process_takes_from_the_broker_of_its_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET_BROKER_URL", "amqp://fleet:pw@main//")
+    monkeypatch.setenv("FLEET_DB_SHARDS", "deploy/shards.example.yaml")
+    assert load().broker.url == "amqp://fleet:pw@main//"
+    monkeypatch.setenv("FLEET_DB_SHARD", "second")
+    read = load()
+    assert read.broker.url == "amqp://fleet:pw@broker-second.example/second"
+    assert [one.name for one in read.shards] == ["main", "second"]
+
+
+def test_a_shard_that_no_file_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "FLEET_DB_SHARD needs shards" in refused(monkeypatch, FLEET_DB_SHARD="second").message
 
 
 def test_without_any_variable_everything_has_its_default() -> None:
