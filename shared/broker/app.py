@@ -31,6 +31,7 @@ def celery_settings(knobs: BrokerKnobs) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "broker_channel_error_retry": True,
         "broker_pool_limit": 10,  # Flower asks with several threads at once; with 4 they wait for one another
+        "broker_pool_acquire_timeout": 5,  # seconds; by default it waits for a connection for ever
         "task_queues": task_queues(knobs),
         "task_default_queue": QUEUE,
         "task_default_queue_type": "quorum",

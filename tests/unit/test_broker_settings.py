@@ -1,6 +1,7 @@
 """What is declared on the broker and pinned in Celery: nothing here may lose or repeat work."""
 
 import socket
+from pathlib import Path
 
 import pytest
 from amqp.exceptions import PreconditionFailed
@@ -59,6 +60,16 @@ def test_the_dead_letter_queue_is_durable_quorum_and_keeps_everything() -> None:
         ("worker_cancel_long_running_tasks_on_connection_loss", False),
         ("worker_enable_remote_control", True),
         ("worker_hijack_root_logger", False),
+        ("worker_redirect_stdouts", False),
+        ("worker_disable_rate_limits", True),
+        ("worker_send_task_events", True),
+        ("task_send_sent_event", False),
+        ("task_store_errors_even_if_ignored", False),
+        ("task_default_exchange", ""),
+        ("task_default_routing_key", QUEUE),
+        ("broker_channel_error_retry", True),
+        ("broker_pool_limit", 10),
+        ("broker_pool_acquire_timeout", 5),
         ("broker_connection_max_retries", None),
         ("broker_connection_retry_on_startup", True),
         ("broker_heartbeat", 4),
@@ -67,6 +78,12 @@ def test_the_dead_letter_queue_is_durable_quorum_and_keeps_everything() -> None:
 )
 def test_celery_is_pinned(app: Celery, setting: str, pinned: object) -> None:
     assert getattr(app.conf, setting) == pinned
+
+
+def test_every_setting_is_pinned_in_a_test() -> None:
+    seen = Path(__file__).read_text()
+    unpinned = {name for name in celery_settings(KNOBS) if f'("{name}"' not in seen}
+    assert unpinned == {"broker_url", "broker_transport_options", "task_queues"}, "tested below, by what they mean"
 
 
 def test_celery_knows_every_setting_by_this_name() -> None:
