@@ -2,10 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 
 from tests.bench import (
     breaker,
+    causal_read,
     failover,
     failover_db,
     fleet_limits,
@@ -15,7 +17,9 @@ from tests.bench import (
     latency,
     ledger_poll,
     noop,
+    read_scaling,
     resume,
+    route,
     step,
 )
 from tests.bench.figures import Figure
@@ -36,25 +40,47 @@ BENCHMARKS: dict[str, Callable[[Site], list[Figure]]] = {
     "guarded_call": guarded_call.measure,
     "failover": failover.measure,
     "failover_db": failover_db.measure,
+    "route": route.measure,
+    "causal_read": causal_read.measure,
+    "read_scaling": read_scaling.measure,
 }
 
 
-def main() -> None:
-    """Measure; a full run also renews the README's table."""
+def main() -> int:
+    """Measure; a full run also renews the README's table. One benchmark that fails does not lose the others' figures.
+
+    Returns: 1 when one failed.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("name", nargs="?", choices=BENCHMARKS, help="one benchmark instead of all")
     name = parser.parse_args().name
-    figures: list[Figure] = []
     say("bench: starting PostgreSQL, its replica, RabbitMQ, Redis, vectors and the keeper")
     with opened() as site:
-        for each in [name] if name else BENCHMARKS:
-            say(f"bench: {each}")
-            figures += BENCHMARKS[each](site)
-    if name is None:
+        figures, failed = measured({name: BENCHMARKS[name]} if name else BENCHMARKS, site)
+    if failed:
+        say(f"bench: failed: {', '.join(failed)}; the README's table is left as it is")
+    elif name is None:
         renew(figures)
     sys.stderr.flush()
     for figure in figures:
         print(figure.line(), flush=True)
+    return 1 if failed else 0
+
+
+def measured(
+    benchmarks: Mapping[str, Callable[[Site], list[Figure]]], site: Site
+) -> tuple[list[Figure], list[str]]:  # fmt: skip
+    """The figures of those that ended well, and the names of the others."""
+    figures: list[Figure] = []
+    failed: list[str] = []
+    for name, measure in benchmarks.items():
+        say(f"bench: {name}")
+        try:
+            figures += measure(site)
+        except Exception:  # whatever went wrong with one, hours of others are not thrown away: told, and counted
+            say(f"bench: {name} failed:\n{traceback.format_exc()}")
+            failed.append(name)
+    return figures, failed
 
 
 def renew(figures: list[Figure]) -> None:
@@ -68,4 +94,4 @@ def renew(figures: list[Figure]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,13 +5,9 @@ asked, a successor is chosen, the old primary fenced), `promote`, and `reconnect
 """
 
 import asyncio
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -20,8 +16,9 @@ from shared.db.database import Database
 from shared.db.knobs import DbKnobs
 from shared.errors import FleetError
 from tests.bench.figures import Figure
+from tests.bench.own_nodes import own_nodes
 from tests.bench.site import BenchFailed, Site, say
-from tests.integration.nodes import ask, group_of, nodes_in
+from tests.integration.nodes import ask, group_of
 from workers.ops.background import BackgroundSupervisor
 
 TIMES = 10
@@ -42,7 +39,7 @@ class Gap:
 
 def measure(site: Site) -> list[Figure]:
     """Ten deaths of whoever leads, with a primary and two replicas of the benchmark's own."""
-    with _servers() as servers:
+    with own_nodes() as servers:
         ask(servers, group_of(servers).leader.name, "CREATE TABLE kept (number bigint GENERATED ALWAYS AS IDENTITY)")
         gaps = site.run(_deaths(servers))
     worst = max(gaps, key=lambda one: one.total_s)
@@ -60,17 +57,6 @@ def measure(site: Site) -> list[Figure]:
             for part, seconds in parts.items()
         ),
     ]  # fmt: skip
-
-
-@contextmanager
-def _servers() -> Iterator[BackgroundSupervisor]:
-    folder = Path(tempfile.mkdtemp(prefix="fleet-bench-", dir="/tmp"))
-    folder.chmod(0o711)
-    try:
-        with nodes_in(folder / "run") as servers:
-            yield servers
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _deaths(servers: BackgroundSupervisor) -> list[Gap]:
