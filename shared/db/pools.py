@@ -50,10 +50,18 @@ def connect_args(knobs: DbKnobs, *, application_name: str, is_direct: bool = Fal
     return parameters
 
 
+STATEMENTS_FAULT = ("27", "2F", "38", "39", "3B", "54", "55000", "HV")
+"""Beginnings of states that the driver counts as operational, and that no waiting helps: triggers, functions and their
+languages, savepoints, a program's limits, objects that are not ready, foreign data."""
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether the server or the way to it is gone, rather than the statement being wrong."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+        if error.connection_invalidated:
+            return True
+        state = getattr(error.orig, "sqlstate", None) or ""
+        return isinstance(error, OperationalError | InterfaceError) and not state.startswith(STATEMENTS_FAULT)
     return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | OSError | TimeoutError | PoolTimeout)
 
 
@@ -83,6 +91,7 @@ def watch(engine: Engine, knobs: DbKnobs, *, writes: bool, links: Links) -> None
         if connection is not None:
             link: Honest = record.driver_connection
             link.limit_s, link.marks_end, link.end = knobs.answer_timeout_s, False, None
+            link.is_unreplicated = False
 
     event.listen(engine.pool, "checkout", out)
     event.listen(engine.pool, "checkin", back)

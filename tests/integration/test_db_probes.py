@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from sqlalchemy import BigInteger, ForeignKey, Sequence, delete, func, insert, literal, select, text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from shared.db.database import Database
+from shared.db.sessions import ReadSession
 from shared.errors import ReadOnlyUnit
 from tests.integration.live import eventually
 from tests.integration.nodes import ask
@@ -225,6 +226,20 @@ async def autoflush_then_select(session: AsyncSession) -> Any:
 
 
 @writes
+async def autoflush_by_a_select(session: AsyncSession) -> Any:
+    session.add(Parent(id=2))
+    found = (await session.scalars(select(Parent.id).where(Parent.id == 2))).all()
+    assert found == ([] if isinstance(session, ReadSession) else [2])  # there its end tells of the mistake
+
+
+@reads
+async def two_phases_by_the_api(session: AsyncSession) -> Any:
+    connection = await session.connection()
+    with pytest.raises(InvalidRequestError, match="already"):
+        await connection.run_sync(lambda sync: sync.begin_twophase())
+
+
+@writes
 async def flush_then_refresh(session: AsyncSession) -> Any:
     session.add(parent := Parent(id=2))
     await session.flush()
@@ -307,6 +322,43 @@ async def test_a_write_in_a_reading_unit_is_a_named_mistake_that_reaches_no_serv
             await WRITES[name](session)
     by_the_server = isinstance(caught.value.__cause__, DBAPIError)
     assert by_the_server == (name == "hidden_in_a_function")
+
+
+async def test_what_was_committed_is_whole_afterwards_while_no_replica_has_it(
+    database: Database, schema: BackgroundSupervisor
+) -> None:
+    for replica in (FIRST, SECOND):
+        ask(schema, replica, "SELECT pg_wal_replay_pause()")
+    try:
+        async with database.unit() as session:
+            session.add(parent := Parent(id=50))
+            await session.flush()
+            await session.refresh(parent)
+            session.expire(parent, ["name"])
+            assert await session.run_sync(lambda _: parent.name) == "new"
+        assert parent.name == "new"  # asked of nobody
+        async with database.unit(mode="ro", consistency="causal") as read:
+            again = await read.merge(parent, load=False)
+            read.expire(again)
+            assert await read.run_sync(lambda _: (again.name, again.children)) == ("new", [])
+    finally:
+        for replica in (FIRST, SECOND):
+            ask(schema, replica, "SELECT pg_wal_replay_resume()")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "told"),
+    [("rw", DBAPIError, "prepared transactions are disabled"), ("ro", ReadOnlyUnit, "cannot do 'PREPARE TRANSACTION'")],
+)
+async def test_two_phases_are_the_servers_to_refuse_in_a_writing_unit_and_never_reach_it_from_a_reading_one(
+    database: Database, mode: Any, kind: type[Exception], told: str
+) -> None:
+    async def prepare() -> None:
+        async with database.unit(mode=mode) as session:
+            await session.execute(text("PREPARE TRANSACTION 'probe'"))
+
+    with pytest.raises(kind, match=told):
+        await prepare()
 
 
 def test_there_are_all_of_them() -> None:
