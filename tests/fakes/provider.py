@@ -8,12 +8,12 @@ from typing import Literal
 
 from tests.fakes.chat_server import ChatServer, completion, http
 
-Health = Literal["well", "silent", "cut", "broken", "refuses"]
+Health = Literal["well", "silent", "cut", "broken", "refuses", "paced"]
 
 
 class Provider(ChatServer):
     """Answers after `delay_s` while it is well; `silent` takes requests and says nothing, `cut` hangs up at once,
-    `broken` answers 503, `refuses` answers 401.
+    `broken` answers 503, `refuses` answers 401, `paced` answers 429 for a minute.
     """
 
     def __init__(self, name: str, *, delay_s: float = 0.0) -> None:
@@ -51,6 +51,7 @@ class Provider(ChatServer):
             "cut": self._cut,
             "broken": lambda writer: self._status(writer, 503),
             "refuses": lambda writer: self._status(writer, 401),
+            "paced": lambda writer: self._status(writer, 429, retry_after="60"),
         }
 
     async def _well(self, writer: asyncio.StreamWriter) -> None:
@@ -60,5 +61,5 @@ class Provider(ChatServer):
     async def _cut(self, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    async def _status(self, writer: asyncio.StreamWriter, status: int) -> None:
-        writer.write(http(status, json.dumps({"error": {"message": "no"}}).encode()))
+    async def _status(self, writer: asyncio.StreamWriter, status: int, **headers: str) -> None:
+        writer.write(http(status, json.dumps({"error": {"message": "no"}}).encode(), **headers))

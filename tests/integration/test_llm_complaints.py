@@ -23,18 +23,25 @@ from llmock.pytest_plugin import LLMock
 
 from shared.errors import FleetError, LLMRateLimited, LLMTimeout, LLMUnavailable, RetryLater
 from shared.llm.adapters import DialectName, open_adapter
+from shared.llm.call_context import CallContext
 from shared.llm.classify import Outcome, classify
+from shared.llm.config_file import read_text
+from shared.llm.guarded import GuardedChat
 from shared.llm.knobs import LLMKnobs
 from shared.llm.messages import ChatReply, ChatRequest, Message
 from shared.llm.openai_dialect import ChunkFold
+from shared.llm.plane import LLMPlane, open_adapters
 from shared.llm.port import Adapter
+from shared.llm.rules import key_rules
 from shared.llm.sse import EventReader
 from shared.llm.timeouts import Pace
 from shared.llm.wire import Call
 from shared.resilience.deadline import within
+from shared.resilience.gate import Gate
 from shared.resilience.knobs import RetryKnobs
+from shared.resilience.memory_store import MemoryStore
 from shared.resilience.retry import Again, retried
-from tests.fakes.chat_server import ChatServer, drips, http, says, sends, stays_silent
+from tests.fakes.chat_server import ChatServer, Fault, drips, http, says, sends, stays_silent
 from tests.fakes.odd_provider import COMMENT, DONE, chunk, dribbles_headers, event, repeats, resets, streams, told
 
 BOTH: tuple[DialectName, ...] = ("openai", "anthropic")
@@ -97,7 +104,7 @@ async def server() -> AsyncIterator[ChatServer]:
         yield server
 
 
-def test_complaint_1_a_gateway_library_brings_its_supply_chain_into_every_process() -> None:
+def test_complaint_01_a_gateway_library_brings_its_supply_chain_into_every_process() -> None:
     code = (
         "import socket, sys; socket.socket.connect = lambda *_: sys.exit('opened a connection');"
         "import shared.llm.adapters, shared.llm.openai_chat;"
@@ -109,7 +116,7 @@ def test_complaint_1_a_gateway_library_brings_its_supply_chain_into_every_proces
 
 @pytest.mark.parametrize("dialect", BOTH)
 @pytest.mark.parametrize("fault", ["disconnect", "truncate", "corrupt", "stall"])
-async def test_complaint_2_a_stream_that_is_cut_stalled_or_malformed_is_asked_again(
+async def test_complaint_02_a_stream_that_is_cut_stalled_or_malformed_is_asked_again(
     llmock: LLMock, opened: Open, fault: str, dialect: DialectName
 ) -> None:
     getattr(llmock, fault)(after_chunks=2)
@@ -119,7 +126,7 @@ async def test_complaint_2_a_stream_that_is_cut_stalled_or_malformed_is_asked_ag
     llmock.assert_resilient()
 
 
-async def test_complaint_3_a_429_in_the_middle_of_a_stream_is_a_wait_and_no_loop(
+async def test_complaint_03_a_429_in_the_middle_of_a_stream_is_a_wait_and_no_loop(
     server: ChatServer, opened: Open
 ) -> None:
     server.script.append(streams([*HALF, event({"error": {"code": 429, "message": "slow down"}}), DONE]))
@@ -131,7 +138,7 @@ async def test_complaint_3_a_429_in_the_middle_of_a_stream_is_a_wait_and_no_loop
     assert time.process_time() - cpu_s < 0.25
 
 
-async def test_complaint_4_overloaded_in_a_stream_is_a_failure_of_the_endpoint(
+async def test_complaint_04_overloaded_in_a_stream_is_a_failure_of_the_endpoint(
     server: ChatServer, opened: Open
 ) -> None:
     overloaded = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
@@ -153,7 +160,7 @@ FOREVER = {
 
 @pytest.mark.parametrize("name", FOREVER)
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_complaint_6_a_time_limit_holds_whatever_the_endpoint_does(
+async def test_complaint_06_a_time_limit_holds_whatever_the_endpoint_does(
     server: ChatServer, opened: Open, name: str, streamed: bool
 ) -> None:
     server.script.append(FOREVER[name]())
@@ -231,13 +238,37 @@ async def test_complaint_15_a_stream_that_is_alive_but_too_slow_is_given_up(serv
     await chat.aclose()
 
 
-async def test_complaint_16_no_state_is_left_over_between_attempts(server: ChatServer, opened: Open) -> None:
-    broken = [streams(HALF), streams([*HALF, event("{oops")]), resets()]
+@pytest.mark.parametrize(
+    ("broken", "requests"),
+    [
+        ([streams(HALF)], 2),
+        ([streams([*HALF, event("{oops")])], 2),
+        ([resets(), resets(), resets()], 4),
+        ([resets(), streams(HALF)], 2),
+    ],
+)
+async def test_complaint_16_no_state_is_left_over_between_attempts(
+    server: ChatServer, broken: list[Fault], requests: int
+) -> None:
+    """What the plane itself makes of them: a broken answer is tried once more, a broken connection three times."""
     server.script += [*broken, streams(told("whole"))]
-    reply = await asked(opened(server.base_url))
-    assert reply.text == "whole", "nothing of the earlier halves"
-    assert len(server.requests) == 4
+    text = f"""\
+version: 1
+endpoints: {{only: {{base_url: "{server.base_url}", stream_answers: true, retry: {{base_s: 0.02}}}}}}
+models: {{m: {{endpoint: only}}}}
+chains: {{default: [m]}}
+"""
+    configured = read_text(text, source="llm.yaml", environment={})
+    gate = Gate(MemoryStore(), key_rules(configured.config))
+    plane = LLMPlane(configured, gate=gate, adapters=open_adapters(configured))
+    reply = await GuardedChat(plane, CallContext()).chat(question())
+    if requests == 2 and len(broken) == 2:
+        assert reply.level == "L4", "the second of two failures was a broken answer: there is no third try"
+    else:
+        assert (reply.text, reply.level) == ("whole", "L0"), "nothing of the earlier halves"
+    assert len(server.requests) == requests
     assert all(request == server.requests[0] for request in server.requests)
+    await plane.aclose()
 
 
 @pytest.mark.parametrize("streamed", [True, False])

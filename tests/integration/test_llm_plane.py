@@ -230,15 +230,61 @@ async def test_redis_stops_in_the_middle_and_calls_go_on(world: World, breakable
     assert (await world.chat("nothing at all")).level == "L4", "no model and no Redis: words remain"
 
 
+@asynccontextmanager
+async def another_worker(world: World, redis_url: str) -> AsyncIterator[LLMPlane]:
+    store = open_gate_store(StoreKnobs(redis_url=redis_url))
+    text = FILE.replace("FIRST", world.first.base_url).replace("SECOND", world.second.base_url)
+    other = open_plane(read_text(text, source="llm.yaml", environment={}), store=store, redis=world.redis)
+    yield other
+    await other.aclose()
+    await store.aclose()
+
+
 async def test_a_refused_key_takes_the_endpoint_out_for_every_process(world: World, redis_url: str) -> None:
     world.first.delay_s = world.second.delay_s = 0.01
     world.first.die("refuses")
     assert (await world.chat("hello")).level == "L1"
     asked = len(world.first.journal)
-    store = open_gate_store(StoreKnobs(redis_url=redis_url))
-    text = FILE.replace("FIRST", world.first.base_url).replace("SECOND", world.second.base_url)
-    other = open_plane(read_text(text, source="llm.yaml", environment={}), store=store, redis=world.redis)
-    reply = await GuardedChat(other, CallContext(run="x")).chat(asks("hello from another worker"))
+    async with another_worker(world, redis_url) as other:
+        reply = await GuardedChat(other, CallContext(run="x")).chat(asks("hello from another worker"))
     assert reply.level == "L1" and len(world.first.journal) == asked
-    await other.aclose()
-    await store.aclose()
+
+
+async def test_complaint_08_a_cool_down_reaches_other_replicas_seconds_late(world: World, redis_url: str) -> None:
+    """A 429 that one worker gets closes the key for all: the very next call of another one does not go there."""
+    world.first.delay_s = world.second.delay_s = 0.01
+    async with another_worker(world, redis_url) as other:
+        guarded = GuardedChat(other, CallContext(run="x"))
+        assert (await guarded.chat(asks("all is well"))).level == "L0"
+        asked = len(world.first.journal)
+        world.first.die("paced")
+        assert (await world.chat("hello")).level == "L1"
+        assert len(world.first.journal) == asked + 1
+        for number in range(5):
+            reply = await guarded.chat(asks(f"hello from another worker {number}"))
+            assert (reply.level, reply.endpoint) == ("L1", "second")
+        assert len(world.first.journal) == asked + 1
+        assert (await other.gate.stats("first:big")).not_before_s > 50
+
+
+async def guarded_reads(world: World, redis: Redis, calls: int) -> int:
+    """How often the server read from its sockets for so many guarded calls."""
+
+    async def reads() -> int:
+        return int((await redis.info("stats"))["total_reads_processed"])
+
+    idle = -(await reads()) + await reads()
+    before = await reads()
+    for number in range(calls):
+        assert (await world.chat(f"counted {number}")).level == "L0"
+    return await reads() - before - idle
+
+
+async def test_a_guarded_call_is_two_round_trips_to_redis(world: World) -> None:
+    """Of the call as agents make it, through ladder, retry, gate and adapter; the answer cache asks when it must."""
+    world.first.delay_s = 0.0
+    config = world.plane.config
+    agents = {"chat": config.policy("chat").model_copy(update={"cache": "never"})}
+    world.plane.config = config.model_copy(update={"agents": agents})
+    await guarded_reads(world, world.redis, 5)  # connections are opened, scripts known
+    assert await guarded_reads(world, world.redis, 20) == 40

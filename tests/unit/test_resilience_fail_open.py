@@ -13,6 +13,7 @@ from shared.resilience.fail_open import FailOpenBlockingStore, FailOpenStore, Re
 from shared.resilience.knobs import KeyRules, Limits
 from shared.resilience.memory_store import MemoryStore
 from shared.resilience.redis_store import StoreAway
+from shared.resilience.spending import Budget, Left
 
 RULES = KeyRules(limits=Limits(concurrency=8))
 
@@ -35,14 +36,24 @@ class Shared(MemoryStore):
         return super().settle_now(settlement)
 
     def operate_now(self, key: str, operate: Operate, rules: KeyRules) -> Settled:
+        self._answer()
+        return super().operate_now(key, operate, rules)
+
+    async def left(self, tenant: str, budgets: tuple[Budget, ...]) -> tuple[Left, ...]:
+        self._answer()
+        return await super().left(tenant, budgets)
+
+    async def charge(self, tenant: str, budgets: tuple[Budget, ...], *, tokens: int, cost: float) -> None:
+        self._answer()
+        await super().charge(tenant, budgets, tokens=tokens, cost=cost)
+
+    def _answer(self) -> None:
         if self.is_away:
             raise StoreAway("Redis does not answer")
-        return super().operate_now(key, operate, rules)
 
     def _count(self) -> None:
         self.asked += 1
-        if self.is_away:
-            raise StoreAway("Redis does not answer")
+        self._answer()
 
 
 def ask(number: int = 0) -> Ask:
