@@ -178,3 +178,13 @@ def test_a_bounded_read_never_goes_to_a_replica_that_may_be_older(
         assert facts is not None
         lag_s = among.lag_s(facts, now=10.5)
         assert lag_s is not None and lag_s <= limit
+
+
+def test_a_read_waits_for_the_less_loaded_of_the_near_replicas_and_for_none_that_stands_still() -> None:
+    loads = {"r1": 1.0, "r2": 0.5, "r3": 0.0}
+    for still in ((), (60,)):
+        among = cluster(110, 100, *still)
+        for rolls in ((0.0, 0.9), (0.9, 0.0)):
+            found = decide(CAUSAL, among, token(111), now=10.5, rolls=rolls, load=loads.__getitem__)
+            assert (found.verdict, found.node) == ("wait", "r2")
+        assert {go(CAUSAL, among, token(111), roll).node for roll in (0.0, 0.9)} == {"r1", "r2"}
