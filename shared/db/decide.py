@@ -1,7 +1,7 @@
 """Where a unit of work goes: pure, one sentence per decision, a few microseconds."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from shared.db.facts import Cluster, Standing
@@ -132,7 +132,7 @@ def _causal(
         return _go(candidates, rolls, load, f"known to have reached {token.position}")
     if wish.waits and cluster.replicas:
         drawn = _go(_near(cluster, now), rolls, load, f"no replica is known to have reached {token.position} yet")
-        return replace(drawn, verdict="wait")
+        return drawn._replace(verdict="wait")
     return _overflow(cluster, f"no replica has reached {token.position}")
 
 
