@@ -14,7 +14,7 @@ from sqlalchemy.util.concurrency import await_only
 
 from shared.contracts import Priority
 from workers.agents import pool as room
-from workers.agents.pool import TaskPool
+from workers.agents.pool import TaskPool, current_delivery
 
 WITHIN_S = 20
 left_behind: ContextVar[str] = ContextVar("left_behind", default="nothing")
@@ -179,6 +179,34 @@ def test_as_many_blocking_tasks_as_slots_run_at_once(pools: Pools) -> None:
     for _ in range(20):
         pools.send(pool, lambda: ended.put(all_of_them.wait(WITHIN_S)), name="somebody.elses")
     assert sorted(ended.wait()) == list(range(20))
+
+
+def test_what_is_claimed_while_others_drain_is_acknowledged_before_they_end(pools: Pools) -> None:
+    """The claim was under way when the drain began; Celery's callbacks are made on the thread that drains."""
+    pools.host.drain_s = WITHIN_S
+    happened: list[str] = []
+    begun = Seen(2)
+
+    def accepts(name: str, *, after: str) -> None:
+        begun.put(name)
+        while after not in happened and after not in pools.host.told:
+            await_only(asyncio.sleep(0.001))
+        current_delivery.get().accept()
+
+    def first() -> None:
+        current_delivery.get().accept()
+        accepts("first", after="second is acknowledged")
+        happened.append("first ended")
+
+    pool = pools.start(limit=2)
+    pools.send(pool, first)
+    pool.on_apply(
+        lambda *_: accepts("second", after="shut"), ("agents.a", "t", {}), callback=lambda ended: None,
+        accept_callback=lambda *_: happened.append("second is acknowledged"),
+    )  # fmt: skip
+    begun.wait()
+    pool.stop()
+    assert happened == ["second is acknowledged", "first ended"]
 
 
 def test_a_drain_ends_although_a_run_takes_no_cancellation_for_an_answer(

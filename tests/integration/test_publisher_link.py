@@ -1,0 +1,94 @@
+"""Publishing to a real RabbitMQ: what has no queue is told, what is not confirmed ends in time, what died returns."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+import pytest
+from kombu import Connection
+
+from shared.broker.knobs import BrokerKnobs
+from shared.broker.publisher import Publisher
+from shared.broker.topology import task_queue
+from shared.contracts import DEAD_QUEUE, QUEUE, QUEUES, TaskMessage
+from shared.errors import PublishUnconfirmed
+from tests.integration.fleets import StartFleet
+from tests.integration.live import eventually
+from workers.ops.background import BackgroundSupervisor
+
+DELIVERIES = 2
+SOON_S = 30
+"""Far above the sum of the limits below: it only ends a broken test."""
+
+
+def drop_queues(servers: BackgroundSupervisor) -> None:
+    with Connection(servers.broker_url) as broker:
+        for queue in (*QUEUES.values(), DEAD_QUEUE):
+            broker.default_channel.queue_delete(queue)
+
+
+@pytest.fixture
+def knobs(servers: BackgroundSupervisor) -> Iterator[BrokerKnobs]:
+    drop_queues(servers)
+    yield BrokerKnobs(url=servers.broker_url, confirm_timeout_s=1, connect_timeout_s=1, socket_timeout_s=2)
+    drop_queues(servers)
+
+
+@pytest.fixture
+def publisher(knobs: BrokerKnobs) -> Iterator[Publisher]:
+    publisher = Publisher(replace(knobs, retry_after_s=0.01))
+    yield publisher
+    publisher.close()
+
+
+def ready(knobs: BrokerKnobs) -> int:
+    with Connection(knobs.url) as broker:
+        return int(task_queue(knobs).bind(broker.default_channel).queue_declare(passive=True).message_count)
+
+
+def test_a_message_without_a_queue_is_told_and_its_neighbours_arrive(publisher: Publisher, knobs: BrokerKnobs) -> None:
+    sent = [publisher.send({}, b"{}", task_id=str(n), routing_key="no.such" if n % 2 else QUEUE) for n in range(6)]
+    for number, one in enumerate(sent):
+        error = one.exception(SOON_S)
+        if number % 2:
+            assert isinstance(error, PublishUnconfirmed)
+            assert "no queue 'no.such' exists on the broker" in str(error)
+        else:
+            assert error is None
+    assert eventually(lambda: ready(knobs) == 3)
+
+
+def test_a_broker_that_hangs_fails_a_publish_in_time_over_an_old_connection_and_a_new_one(
+    servers: BackgroundSupervisor, publisher: Publisher, knobs: BrokerKnobs
+) -> None:
+    publisher.publish(TaskMessage("a")).result(SOON_S)
+    servers.freeze("rabbitmq")
+    try:
+        for one in (publisher, Publisher(knobs)):
+            error = one.publish(TaskMessage("a")).exception(SOON_S)
+            assert isinstance(error, PublishUnconfirmed), error
+    finally:
+        servers.thaw("rabbitmq")
+    eventually(lambda: publisher.publish(TaskMessage("a")).exception(SOON_S) is None)
+
+
+def test_a_message_that_is_given_out_too_often_without_a_claim_is_recorded_as_a_dead_letter(
+    start_fleet: StartFleet, knobs: BrokerKnobs
+) -> None:
+    with start_fleet(0, more={"FLEET_BROKER_DELIVERY_LIMIT": str(DELIVERIES)}) as keeper_only:
+        limited = replace(knobs, delivery_limit=DELIVERIES)
+        publisher = Publisher(limited)
+        message = TaskMessage("a")
+        publisher.publish(message).result(SOON_S)
+        publisher.close()
+        for _ in range(DELIVERIES + 1):
+            with Connection(knobs.url) as worker_that_dies:
+                eventually(lambda broker=worker_that_dies: broker.default_channel.basic_get(QUEUE))
+
+        def letters() -> list[tuple[str, str]]:
+            with psycopg.connect(keeper_only.db_url.replace("+psycopg", "")) as connection:
+                query = "SELECT reason, headers ->> 'id' FROM dead_letters"
+                return [(reason, task_id) for reason, task_id in connection.execute(query)]
+
+        eventually(letters)
+        assert letters() == [("delivered too often without a claim", str(message.id))]
