@@ -57,6 +57,9 @@ class Engine(Protocol):
     def operate(self, operate: Operate) -> Mode:
         """Do what an operator says."""
 
+    async def operate_async(self, operate: Operate) -> Mode:
+        """As `operate`."""
+
     def stats(self, name: str) -> KeyStats:
         """How things stand."""
 
@@ -128,6 +131,10 @@ class LocalEngine:
         with self._lock:
             self._circuit, _ = machine.step(self._circuit, operate, self._clock(), self._knobs)
             return self._circuit.mode
+
+    async def operate_async(self, operate: Operate) -> Mode:
+        """See `Engine`."""
+        return self.operate(operate)
 
     def stats(self, name: str) -> KeyStats:
         """See `Engine`."""
@@ -209,6 +216,12 @@ class SharedEngine:
         """See `Engine`."""
         return self._blocking().operate_now(self._name, operate, self._rules).new
 
+    async def operate_async(self, operate: Operate) -> Mode:
+        """See `Engine`."""
+        if self._async_store is None:
+            return await asyncio.to_thread(self.operate, operate)
+        return (await self._async_store.operate(self._name, operate, self._rules)).new
+
     def stats(self, name: str) -> KeyStats:
         """See `Engine`."""
         return self._blocking().stats_now(name, self._rules)
@@ -238,7 +251,10 @@ class SharedEngine:
 
     def _blocking(self) -> BlockingStore:
         if self._store is None:
-            raise RuntimeError(f"breaker {self._name} has no store for threads: give it one or use its async methods")
+            raise RuntimeError(
+                f"breaker {self._name} has a store for asyncio only: await its twins (call_async, acalling, "
+                "get_stats_async, open_async, close_async, …), or give it `store=` for threads"
+            )
         return self._store
 
 

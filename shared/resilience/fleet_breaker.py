@@ -222,6 +222,26 @@ class FleetBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
         """Refuse every call for a time, then probe; without a time, until `close`."""
         self._operate("disabled", reason, for_s)
 
+    async def open_async(self, reason: str = "opened by hand") -> None:
+        """As `open`, for a breaker whose store is asyncio's."""
+        await self._operate_async("open", reason)
+
+    async def half_open_async(self, reason: str = "half-opened by hand") -> None:
+        """As `half_open`."""
+        await self._operate_async("half-open", reason)
+
+    async def close_async(self, reason: str = "closed by hand") -> None:
+        """As `close`."""
+        await self._operate_async("closed", reason)
+
+    async def force_open_async(self, reason: str) -> None:
+        """As `force_open`."""
+        await self._operate_async("forced-open", reason)
+
+    async def disable_async(self, reason: str, *, for_s: float | None = None) -> None:
+        """As `disable`."""
+        await self._operate_async("disabled", reason, for_s)
+
     def saw(self, mode: Mode) -> None:
         """Tell the listeners when the state is not what it was."""
         if mode == self._seen:
@@ -247,6 +267,9 @@ class FleetBreaker(pybreaker.CircuitBreaker):  # type: ignore[misc]
 
     def _operate(self, mode: Mode, reason: str, for_s: float | None = None) -> None:
         self.saw(self._engine.operate(Operate(mode, reason, for_s)))
+
+    async def _operate_async(self, mode: Mode, reason: str, for_s: float | None = None) -> None:
+        self.saw(await self._engine.operate_async(Operate(mode, reason, for_s)))
 
     def _enter(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
         entry = self._engine.enter()

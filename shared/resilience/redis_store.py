@@ -1,7 +1,8 @@
 """A gate's state in Redis: one script a decision, by the server's clock, for the whole fleet.
 
 The keys of one endpoint share a hash slot ({key}), the purses of one tenant another ({tenant}): with budgets, the two
-scripts travel in one pipeline. A refusal on one side gives back what the other side reserved.
+scripts travel in one pipeline. A refusal on one side gives back what the other side reserved. All of it goes over one
+connection: behind a proxy that hides a Redis Cluster this works, to the nodes of one it does not speak, and says so.
 """
 
 import asyncio
@@ -9,12 +10,14 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from typing import cast
 
 import redis
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.client import NEVER_DECODE
+from redis.exceptions import AskError, ClusterError, NoScriptError, RedisError
 
 from shared.errors import Transient
 from shared.resilience import spending, wire
@@ -180,11 +183,11 @@ class RedisStore:
             self._line.drop(error)  # whether it hangs or its packets are lost: the next question needs a new connection
             raise StoreAway(f"Redis did not answer within {self._knobs.timeout_s:g} s") from error
         except (RedisError, OSError) as error:
-            raise StoreAway(f"Redis does not answer: {type(error).__name__}: {error}") from error
+            raise StoreAway(_why(error)) from error
 
 
 class BlockingRedisStore:
-    """`BlockingStore` for threads; without budgets, which belong to gates."""
+    """`BlockingStore` for threads, on a client that may decode responses; without budgets, which belong to gates."""
 
     def __init__(self, client: redis.Redis, *, knobs: StoreKnobs | None = None) -> None:
         self._redis = client
@@ -213,9 +216,13 @@ class BlockingRedisStore:
     def _ask(self, call: Call) -> bytes:
         with _answering():
             try:
-                return self._redis.execute_command("EVALSHA", *_words(call, call.script.sha))  # type: ignore[no-any-return,no-untyped-call]
+                return self._execute("EVALSHA", call, call.script.sha)
             except NoScriptError:
-                return self._redis.execute_command("EVAL", *_words(call, call.script.text))  # type: ignore[no-any-return,no-untyped-call]
+                return self._execute("EVAL", call, call.script.text)
+
+    def _execute(self, command: str, call: Call, body: str) -> bytes:
+        words = (body, len(call.keys), *call.keys, *call.args)
+        return cast(bytes, self._redis.execute_command(command, *words, **{NEVER_DECODE: True}))  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -223,8 +230,11 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise StoreAway(f"Redis does not answer: {type(error).__name__}: {error}") from error
+        raise StoreAway(_why(error)) from error
 
 
-def _words(call: Call, body: str) -> tuple[bytes | str | int, ...]:
-    return (body, len(call.keys), *call.keys, *call.args)
+def _why(error: Exception) -> str:
+    """What to do about it, where that is known."""
+    if isinstance(error, AskError | ClusterError) or "cluster mode" in str(error):
+        return f"Redis is a node of a cluster ({error}): name one primary, or a proxy that hides the cluster"
+    return f"Redis does not answer: {type(error).__name__}: {error}"

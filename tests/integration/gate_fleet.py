@@ -21,11 +21,11 @@ from workers.ops.surroundings import ROOT
 
 
 class OwnRedis:
-    """A server of the test's own: stopped and started at will; it forgets everything then, unless it keeps a file."""
+    """A server of the test's own: stopped and started at will; it forgets everything then, but for `more` options."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.keeps_a_file = False
+        self.more: tuple[str, ...] = ()
         self.port = free_port(taken=set())
         self.url = f"redis://127.0.0.1:{self.port}/1"
         self._process: subprocess.Popen[bytes] | None = None
@@ -33,7 +33,7 @@ class OwnRedis:
     def start(self) -> None:
         """Start, and wait until it answers."""
         argv = [str(binary("system")), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        argv += ["--appendonly", "yes"] if self.keeps_a_file else []
+        argv += self.more
         self._process = subprocess.Popen([*argv, "--dir", str(self._folder)], stdout=subprocess.DEVNULL)
         with redis.Redis(port=self.port) as client:
             within(10.0, lambda: _answers(client), "Redis answers")

@@ -60,7 +60,7 @@ def test_twelve_processes_overspend_no_budget_though_redis_dies_in_the_middle(
 ) -> None:
     limit, each, in_flight = 90_000, 150, 12 * 2
     own_redis.kill()
-    own_redis.keeps_a_file = True
+    own_redis.more = ("--appendonly", "yes")
     own_redis.start()
     config = {
         "redis_url": own_redis.url, "what": "spending", "call_s": 0.2, "slots": 2,

@@ -6,17 +6,23 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
+import redis as sync_redis
 from redis.asyncio import Redis
 from redis.crc import key_slot
+from structlog.testing import capture_logs
 
 from shared.resilience import redis_store
 from shared.resilience.circuit import Operate
-from shared.resilience.knobs import StoreKnobs
-from shared.resilience.redis_store import RedisStore, open_redis
+from shared.resilience.fail_open import open_gate_store
+from shared.resilience.fleet_breaker import FleetBreaker
+from shared.resilience.gate import Gate
+from shared.resilience.knobs import KeyRules, StoreKnobs
+from shared.resilience.redis_store import BlockingRedisStore, RedisStore, open_redis
 from shared.resilience.spending import Budget
 from tests.contract.breaker_suite import BreakerSuite
 from tests.contract.gate_world import GateWorld
 from tests.contract.limits_suite import LimitsSuite
+from tests.integration.gate_fleet import OwnRedis
 from tests.integration.redis_clock import RedisClock, give_scripts_the_clock
 from workers.ops.background import BackgroundSupervisor
 
@@ -116,6 +122,33 @@ async def test_what_a_refused_call_holds_for_a_moment_makes_no_budget_look_spent
     assert answer.denial == ""
     assert (await world.store.left(world.tenant, (budget,)))[0].tokens == 70
     assert (await world.store.stats(world.key, world.rules)).in_flight == 1
+
+
+def test_a_breaker_of_threads_may_have_a_client_that_decodes(knobs: StoreKnobs) -> None:
+    client = sync_redis.Redis.from_url(knobs.redis_url, decode_responses=True)
+    breaker = FleetBreaker("käse:模型", store=BlockingRedisStore(client))
+    client.script_flush()
+    for _ in range(2):
+        assert breaker.call(lambda: 7) == 7
+    breaker.force_open("Wartung \u00fc")
+    assert (breaker.get_stats()["state"], breaker.get_stats()["reason"]) == ("forced-open", "Wartung \u00fc")
+    breaker.close()
+    client.close()
+
+
+async def test_a_node_of_a_cluster_is_named_as_what_it_is_and_calls_go_on(own_redis: OwnRedis) -> None:
+    own_redis.kill()
+    own_redis.more = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf")
+    own_redis.start()
+    for database in (0, 1):
+        url = f"{own_redis.url.rpartition('/')[0]}/{database}"
+        store = open_gate_store(StoreKnobs(redis_url=url, timeout_s=2.0))
+        with capture_logs() as logs:
+            permit = await Gate(store, lambda _: KeyRules()).admit("k")
+        assert permit.mode == "alone"
+        (line,) = [one for one in logs if one["event"] == "resilience.store_away"]
+        assert "a node of a cluster" in line["cause"] and "name one primary" in line["cause"]
+        await store.aclose()
 
 
 async def test_scripts_that_the_server_forgot_are_sent_again(redis: Redis, world: GateWorld) -> None:

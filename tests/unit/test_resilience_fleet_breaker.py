@@ -171,6 +171,24 @@ async def test_an_async_function_is_judged_when_it_has_ended(make: Both, state: 
 # The surface.
 
 
+@pytest.mark.parametrize("store", ["none", "asyncio", "threads"])
+async def test_operators_have_twins_for_asyncio_whatever_the_store(store: str) -> None:
+    memory = MemoryStore()
+    breaker = FleetBreaker(
+        "e", async_store=memory if store == "asyncio" else None, store=memory if store == "threads" else None
+    )
+    for operate, state in [
+        (breaker.open_async(), "open"),
+        (breaker.half_open_async(), "half-open"),
+        (breaker.force_open_async("maintenance"), "forced-open"),
+        (breaker.disable_async("quota", for_s=60.0), "disabled"),
+        (breaker.close_async(), "closed"),
+    ]:
+        await operate
+        assert (await breaker.get_stats_async())["state"] == state
+        assert breaker.current_state == {"forced-open": "open", "disabled": "open"}.get(state, state)
+
+
 def test_names_numbers_and_exclusions_are_pybreakers() -> None:
     breaker = ours(exclude=[ValueError, lambda error: "quota" in str(error)])
     assert isinstance(breaker, pybreaker.CircuitBreaker)
@@ -318,7 +336,7 @@ def test_operators_open_disable_and_close() -> None:
 
 
 def test_threads_cannot_use_a_store_of_asyncio() -> None:
-    with pytest.raises(RuntimeError, match="no store for threads"):
+    with pytest.raises(RuntimeError, match="for asyncio only: await its twins"):
         ours(async_store=MemoryStore()).call(int)
 
 
