@@ -34,6 +34,19 @@ def onward(value: object = None) -> str | None:
     return None if token is None else str(token)
 
 
+def beginning(header: str | None, claimed: CausalToken | None) -> CausalToken | None:
+    """What a run must not miss from its first read on.
+
+    Args:
+        header: What its message says, which may be lost on the way, or made up: of another cluster it is nothing here.
+        claimed: All that was committed before its claim; None where there is one node.
+    """
+    told = tokens.parse(header)
+    if told is not None and claimed is not None and told.system_id != claimed.system_id:
+        return claimed
+    return merged(told, claimed)
+
+
 def from_request(headers: Mapping[str, str]) -> CausalToken | None:
     """What an HTTP client has written or seen before: open the unit of work with it.
 

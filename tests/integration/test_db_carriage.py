@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,7 +17,7 @@ from shared.client import FleetClient
 from shared.db.carriage import onward
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
-from shared.db.tokens import CausalToken, carrying, now_ms, parse
+from shared.db.tokens import CausalToken, carrying, parse
 from shared.llm.messages import Message
 from shared.memory.cache import RedisCache, open_redis
 from shared.memory.knobs import MemoryKnobs
@@ -117,17 +118,24 @@ def test_a_token_comes_with_a_submit_and_with_a_plain_message_and_the_larger_one
     fleet: BackgroundSupervisor, client: FleetClient
 ) -> None:
     here = own_place(fleet)
-    elsewhere = CausalToken(here.system_id ^ 1, 1, 5, now_ms() + 10**9)  # minted later: a claim's is smaller
-    begun = [client.submit("causal.look", {"key": "none"}, token=token).result()["begun_at"] for token in (here, "x")]
-    assert all(parse(one).lsn >= here.lsn for one in begun)  # type: ignore[union-attr]
-    with carrying(elsewhere):
-        assert client.submit("causal.look", {"key": "none"}).result()["begun_at"] == str(elsewhere)
-        app = celery_of(fleet)
-        told = onward(str(here))
-        task_id = send_plain_with(app, told)
-    assert client.result(task_id)["begun_at"] == str(elsewhere)
+    ahead = replace(here, lsn=here.lsn + (1 << 40))  # it cannot be true: larger than any claim's
+    for token in (here, "x"):
+        begun = parse(client.submit("causal.look", {"key": "none"}, token=token).result()["begun_at"])
+        assert begun is not None
+        assert here.lsn <= begun.lsn < ahead.lsn
+    with carrying(ahead):
+        seen = client.submit("causal.look", {"key": "none"}).result()
+        task_id = send_plain_with(celery_of(fleet), onward(str(here)))
+    assert lsn_of(seen) == lsn_of(client.result(task_id)) == ahead.lsn
+    assert seen["is_replica"] is False, "it is found out, and the primary asked"
     task_id = send_plain(celery_of(fleet), "causal.look", key="none")
-    assert parse(client.result(task_id)["begun_at"]).system_id == here.system_id  # type: ignore[union-attr]
+    assert here.lsn <= lsn_of(client.result(task_id)) < ahead.lsn
+
+
+def lsn_of(seen: dict[str, Any]) -> int:
+    begun = parse(seen["begun_at"])
+    assert begun is not None
+    return begun.lsn
 
 
 def send_plain_with(app: Any, token: str | None) -> UUID:

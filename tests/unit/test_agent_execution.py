@@ -306,7 +306,7 @@ def test_a_run_reads_no_less_than_its_message_and_its_claim_say_and_leaves_nothi
         current_delivery.set(delivery)
         with carrying(None):
             one, header_of = made(looks), {"version": 1}
-            for token in (str(header), "garbage", None):
+            for token in (str(header), "garbage", str(CausalToken(8, 1, 900, 9)), None):
                 hold.commit.claims_at = claimed
                 await execute(hold, one, str(TASK), (), {}, header_of, token)
             hold.commit.claims_at = None
@@ -316,4 +316,4 @@ def test_a_run_reads_no_less_than_its_message_and_its_claim_say_and_leaves_nothi
             assert current() is None
 
     at_once(main())
-    assert seen == [CausalToken(7, 1, 200, 6), claimed, claimed, None, claimed]
+    assert seen == [CausalToken(7, 1, 200, 6), claimed, claimed, claimed, None, claimed]

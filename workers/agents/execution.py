@@ -12,7 +12,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from shared.contracts import FleetHeader, TaskMessage
 from shared.db import carriage
-from shared.db.tokens import carrying, merged, parse
+from shared.db.tokens import carrying
 from shared.errors import BadInput, DeadlineSpent, Fenced, FleetError, Permanent
 from shared.ledger.journal import Journal
 from shared.ledger.poll import Polled
@@ -110,7 +110,7 @@ async def _claimed(hold: Hold, agent: Agent, message: TaskMessage, claim: Claim)
     active = hold.active[message.id] = Active(claim, delivery)
     started = time.monotonic()
     structlog.contextvars.bind_contextvars(task_id=str(message.id), attempt=claim.attempt, agent=agent.name)
-    seen = merged(parse(message.token), claim.token)  # at least what was there before the claim: a header may be lost
+    seen = carriage.beginning(message.token, claim.token)
     try:
         with metrics.RUNNING.labels(agent.name).track_inprogress(), carrying(seen):
             return await _run(hold, agent, message, active, delivery)
