@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypeVar, overload
 from uuid import UUID
 
@@ -35,18 +36,21 @@ from shared.db.database import Database
 from shared.db.decide import Consistency, Mode, Wish
 from shared.db.sessions import SyncReadSession, SyncWriteSession
 from shared.db.shard_map import ShardKey
+from shared.db.shards import Shards
 from shared.db.tokens import CausalToken
 from shared.errors import BadInput, TaskCancelled, TaskFailed
 from shared.ledger.doors import Doors
 from shared.ledger.helm import Helm, OnChange
 from shared.ledger.intake import Intake, is_later
 from shared.ledger.knobs import LedgerKnobs
+from shared.ledger.moving import Forget
 from shared.ledger.order import checked_id, new_message
 from shared.ledger.replaying import Preview
 from shared.ledger.rows import TaskView, accept_statement
 from shared.ledger.sealed_input import open_message, seal_message
 from shared.ledger.vault import OUTPUT, Vault
 from shared.ledger.views import latest, task_of
+from shared.memory.forgetting import forget_sessions
 from shared.settings import Settings, load
 
 Transaction = Session | Connection | AsyncSession | AsyncConnection | scoped_session[Any]
@@ -305,6 +309,17 @@ class FleetClient:
 
         async def on_this_loop() -> T:
             return await work(self._doors.here().database)
+
+        return self._wait(on_this_loop())
+
+    def operate_on_shards(self, work: Callable[[Shards, Forget], Awaitable[T]]) -> T:
+        """Run an operator's work on all shards; `forget` drops sessions from the cache.
+
+        Raises: Misconfigured when there is but one shard.
+        """
+
+        async def on_this_loop() -> T:
+            return await work(await self._doors.all_shards(), partial(forget_sessions, self._settings.memory))
 
         return self._wait(on_this_loop())
 

@@ -22,6 +22,7 @@ from shared.db.shards_file import ShardAddress, own_shard
 from shared.db.sync_shards import SyncShards
 from shared.db.sync_unit import SyncUnits
 from shared.db.tokens import CausalToken
+from shared.errors import Misconfigured
 from shared.ledger.intake import Intake
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.rows import TaskView
@@ -83,6 +84,15 @@ class Doors:
         """Work on a task that exists, on the shard that has it."""
         return await (self._all_here().asking(task_id, work) if self._shards else work(self.here()))
 
+    async def all_shards(self) -> Shards:
+        """Every shard. Raises: Misconfigured when there is but one."""
+        if not self._shards:
+            raise Misconfigured(
+                "There is one shard: name several in a file, as in deploy/shards.example.yaml, and set FLEET_DB_SHARDS",
+                variable="FLEET_DB_SHARDS",
+            )
+        return self._all_here().shards
+
     async def finished(self, task_id: UUID, *, timeout_s: float) -> TaskView:
         """Wait for a task's end; see `views.finished`."""
         if self._shards:
@@ -140,7 +150,7 @@ class Doors:
         self._intakes: WeakKeyDictionary[asyncio.AbstractEventLoop, Intake] = WeakKeyDictionary()
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, ShardedIntakes] = WeakKeyDictionary()
         self._units = SyncUnits(self._database, on_the_loop=self.wait)
-        self._sharded = SyncShards(self._find_shards, on_the_loop=self.wait) if self._shards else None
+        self._sharded = SyncShards(self.all_shards, on_the_loop=self.wait) if self._shards else None
 
     def _check_fork(self) -> None:
         if os.getpid() != self._pid:  # forked (gunicorn, uWSGI): threads and sockets stayed with the parent
@@ -151,9 +161,6 @@ class Doors:
             return self.here().database
 
         return self.wait(here())
-
-    async def _find_shards(self) -> Shards:
-        return self._all_here().shards
 
     def _all_here(self) -> ShardedIntakes:
         self._check_fork()

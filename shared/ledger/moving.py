@@ -158,12 +158,10 @@ async def _abandon(source: Link, target: Link, move: Move, within_s: float) -> N
     await _call_off(target, move)
     await source.execute(SET, ["open", *values, ["moving"]])
     await source.execute(HOLD.format(bucket=move.bucket), [0])
-    still = (
-        f"{len(running)} tasks of bucket {move.bucket} still run, for example {running[0]}" if running else "writers"
-    )
+    still = f"{len(running)} of its tasks still run, for example {running[0]}" if running else "its tasks ran until now"
     raise WrongState(
-        f"bucket {move.bucket} was not moved within {within_s:g} s because of {still}: nothing was changed; try again"
-        " when they have ended or wait, or give them more time with --within-s"
+        f"bucket {move.bucket} was not moved within {within_s:g} s: {still}; nothing was changed: try again when they"
+        " have ended or wait, or give them more time with --within-s"
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 CHORES = (
     "bury", "deadlines", "timers", "children", "orphans", "schedules", "release", "park", "unpark", "retention",
-    "backlog", "lost", "held", "dead_letters",
+    "backlog", "strays", "lost", "held", "dead_letters",
 )  # fmt: skip
 DAY_S = 86_400.0
 
@@ -34,6 +34,8 @@ class KeeperKnobs:
     """Seconds without an offer until an agent counts as gone and its tasks are parked; workers offer every 60 s."""
     unpark_s: float = 5.0
     """Seconds between two looks for parked tasks whose agent is offered again."""
+    strays_s: float = 1.0
+    """Seconds between two looks for tasks that were handed in here and belong to another shard; only with several."""
     batch: int = 500
     """Tasks that one chore changes in one transaction at the most: short enough for nobody to wait behind it."""
     publish_batch: int = 500

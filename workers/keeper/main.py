@@ -10,6 +10,8 @@ import structlog
 
 from shared.broker.publisher import Publisher
 from shared.db.database import Database
+from shared.db.shards import Shards
+from shared.db.shards_file import own_shard
 from shared.errors import DatabaseUnavailable, FleetError
 from shared.ledger.terms import Term
 from shared.settings import Settings, load, load_room
@@ -23,6 +25,7 @@ from workers.keeper.leadership import stand
 from workers.keeper.ledger_chores import LedgerChores
 from workers.keeper.outbox import Outbox
 from workers.keeper.rounds import Lane, Rounds, pause
+from workers.keeper.strays_chore import strays_chore
 
 log = structlog.get_logger()
 
@@ -41,8 +44,10 @@ async def keep() -> None:
     serve_metrics(knobs.metrics_port, variable="FLEET_KEEPER_METRICS_PORT")
     notify(settings.notify_socket)
 
+    shards = Shards(settings.shards, settings.db, application_name=holder) if settings.shards else None
+
     def rounds_of(term: Term, answers_since: float) -> Rounds:
-        return wire(term, publisher, settings=settings, knobs=knobs, answers_since=answers_since)
+        return wire(term, publisher, settings=settings, knobs=knobs, answers_since=answers_since, shards=shards)
 
     while not stop.is_set():
         try:
@@ -52,12 +57,15 @@ async def keep() -> None:
             await pause(stop, knobs.round_s)
     await asyncio.to_thread(publisher.close)
     await database.close()
+    if shards is not None:
+        await shards.close()
 
 
 def wire(
-    term: Term, publisher: Publisher, *, settings: Settings, knobs: KeeperKnobs, answers_since: float
+    term: Term, publisher: Publisher, *, settings: Settings, knobs: KeeperKnobs, answers_since: float,
+    shards: Shards | None = None,
 ) -> Rounds:  # fmt: skip
-    """One term's chores, those of the ledger and those of the broker each in a lane of their own."""
+    """One term's chores; those of the ledger, of the broker and towards other shards each in a lane of their own."""
     outbox = Outbox(publisher, term)
     ledger = LedgerChores(term, outbox, ledger=settings.ledger, knobs=knobs, answers_since=answers_since)
     broker = BrokerChores(term, outbox, broker=settings.broker, knobs=knobs)
@@ -65,7 +73,14 @@ def wire(
         Lane([chores[name] for name in knobs.chores if name in chores], on_outage=ledger.outage)
         for chores in (ledger.chores(), broker.chores())
     ]
+    if shards is not None:
+        own = own_shard(settings.shards, settings.db).name
+        lanes.append(Lane([strays_chore(shards, own, knobs=knobs)], on_outage=_is_not_ours))
     return Rounds(lanes, close=outbox.flush)
+
+
+def _is_not_ours() -> None:
+    """Another shard is away: what is to be taken there waits, and nothing else does."""
 
 
 def main() -> None:

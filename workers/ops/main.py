@@ -24,6 +24,7 @@ from workers.ops import (
     llm_commands,
     schedule_commands,
     schema,
+    shard_commands,
     submit,
     task_commands,
     tasks,
@@ -62,6 +63,8 @@ app.command()(task_commands.resume)
 app.command()(task_commands.replay)
 app.command()(task_commands.fork)
 app.add_typer(db_commands.db)
+db_commands.db.command()(shard_commands.shards)
+db_commands.db.command()(shard_commands.move_bucket)
 app.add_typer(failover_command.failover)
 app.add_typer(dead_commands.dead)
 app.add_typer(schedule_commands.schedule)
