@@ -78,6 +78,8 @@ def test_nodes_are_seen_as_the_fleet_sees_them_and_a_route_is_explained(here: Pa
     assert written["node"] == seen[env["FLEET_DB_URL"]]["name"]
     told = fleet("db", "route", "--explain", "--consistency", "bounded", "--max-staleness-s", "5", env=env)
     assert told.returncode == 0
+    replica = next(name["name"] for name in seen.values() if name["role"] == "replica")
+    assert told.stdout.splitlines()[0] == f"{replica}: within 5 s of the primary"
     assert [line.partition(": ")[0].strip() for line in told.stdout.splitlines()[1:]] == [
         one["name"] for one in seen.values()
     ]

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from shared.db import tokens
 from shared.db.database import Database
 from shared.db.explain import explain
+from shared.db.sessions import WriteSession
 from shared.db.status import database_status
 from shared.db.tokens import CausalToken, carrying
 from shared.errors import CommitUnknown, DatabaseUnavailable, PoolExhausted, ReadOnlyUnit, ReplicaStale
@@ -58,6 +59,17 @@ async def test_a_writing_unit_inside_a_reading_one_is_a_mistake(database: Databa
     async with database.unit(mode="ro"):
         with pytest.raises(ReadOnlyUnit, match="open the outer as 'rw'"):
             database.unit()
+
+
+async def test_a_type_checker_refuses_a_reader_where_a_writer_is_needed(database: Database) -> None:
+    """Were the comment below not needed, mypy would complain of it."""
+
+    async def store(unit: WriteSession) -> None:
+        await unit.execute(text("INSERT INTO kept VALUES (90, 1)"))
+
+    async with database.unit(mode="ro") as reader:
+        with pytest.raises(ReadOnlyUnit):
+            await store(reader)  # type: ignore[arg-type]
 
 
 async def test_a_unit_of_a_child_task_is_its_own(database: Database) -> None:
