@@ -1,6 +1,7 @@
 """Messages that no worker can read: moved to the dead-letter queue, and read from there for the record."""
 
 import base64
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -84,9 +85,11 @@ def _broker_reason(headers: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Headers as JSON can hold them: AMQP also knows timestamps and bytes."""
+    """Headers as PostgreSQL can hold and read them: AMQP also knows timestamps, bytes, NUL, and NaN."""
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {_storable(str(key)): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    if isinstance(value, bool | int | None) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return _storable(str(value))

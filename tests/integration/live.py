@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -30,3 +31,10 @@ def eventually(check: Callable[[], Any], *, within_s: float = 30.0) -> Any:
         assert time.monotonic() < end, f"did not come true within {within_s} s"
         time.sleep(0.02)
     return found
+
+
+def users_of(pid: int) -> set[int]:
+    """The users that a process is, or can become again: real, effective, saved and of files."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("Uid:")]
+    return {int(uid) for uid in line.split()[1:]}

@@ -1,12 +1,17 @@
 """`fleet submit`, `result`, `tasks` and `schema` against a running fleet, as people and scripts meet them."""
 
 import json
+import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from shared.broker.knobs import BrokerKnobs
+from shared.broker.publisher import Publisher
+from tests.integration.live import eventually, users_of
 from tests.integration.terminal import fleet, fleet_json, refusal
 from workers.ops.surroundings import ROOT
 
@@ -16,20 +21,66 @@ NOBODY_LISTENS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A fleet that `fleet up` has started: in which folder, and what it said."""
+
+    folder: Path
+    said: str
+
+
 @pytest.fixture(scope="module")
-def here(run_folder: Callable[[], Path]) -> Iterator[Path]:
-    """A folder in which `fleet up` has started a fleet."""
+def started(run_folder: Callable[[], Path]) -> Iterator[Started]:
     folder = run_folder().parent
-    up = fleet("up", "--profile", "embedded", here=folder)
+    up = fleet("up", "--profile", "embedded", "--workers", "2", here=folder)
     assert up.returncode == 0, up.stderr
-    yield folder
+    yield Started(folder, up.stdout)
     assert fleet("down", here=folder).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def here(started: Started) -> Path:
+    """A folder in which `fleet up` has started a fleet."""
+    return started.folder
 
 
 @pytest.fixture
 def nowhere(tmp_path: Path) -> Path:
     """A folder without a fleet."""
     return tmp_path
+
+
+def test_a_start_tells_where_everything_is_and_starts_as_many_workers_as_asked_for(started: Started) -> None:
+    servers = {one["name"]: one for one in fleet_json("status", at=started.folder)["servers"]}
+    assert {"postgres", "replica", "redis", "vectors", "model", "keeper", "worker-1", "worker-2", "flower"} <= set(
+        servers
+    )
+    url = servers["flower"]["url"]
+    assert url in started.said
+    with urllib.request.urlopen(f"{url}/healthcheck", timeout=10) as answer:
+        assert answer.status == 200
+
+
+def test_every_process_of_a_fleet_runs_as_an_unprivileged_user(here: Path) -> None:
+    seen = {one["name"]: one["pid"] for one in fleet_json("status", at=here)["servers"] if one["pid"]}
+    assert len(seen) >= 9
+    assert {name: users_of(pid) for name, pid in seen.items() if 0 in users_of(pid)} == {}
+
+
+def test_messages_that_nobody_can_read_are_recorded_on_the_embedded_broker_too(here: Path) -> None:
+    publisher = Publisher(BrokerKnobs(url=fleet_json("status", at=here)["env"]["FLEET_BROKER_URL"]))
+    headers = {"task": "agents.chat", "id": str(uuid4())}
+    publisher.send({**headers, "fleet": {"bad\x00name": 1}}, b"[[], {}, null]", task_id="1").result(10)
+    publisher.send({**headers, "id": "nonsense"}, b"[[], {}, null]", task_id="2").result(10)
+    publisher.close()
+
+    def reasons() -> list[str]:
+        letters = fleet_json("dead", "list", "--error", "bad_message", at=here)
+        return sorted(one["error"]["message"] for one in letters)
+
+    eventually(lambda: len(reasons()) == 2)
+    assert reasons()[0].startswith("fleet.bad\ufffdname: ")
+    assert reasons()[1].startswith("id: ")
 
 
 def test_a_submitted_task_is_waited_for_and_shown_with_its_steps(here: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_broker_that_is_gone_raises_what_callers_expect_of_any_broker(
 class Unreadable:
     """A message with what PostgreSQL cannot keep in it."""
 
-    headers = {"task": "agents.a"}  # noqa: RUF012
+    headers = {"task": "agents.a", "fleet": {"bad\x00name": ["a\x00b", float("nan")]}}  # noqa: RUF012
     body = "{\x00\ud800"
     content_type = content_encoding = None
 
@@ -76,4 +76,5 @@ def test_a_letter_is_read_as_it_can_be_kept_whatever_is_in_its_reason_or_body(kn
     (letter,) = letters
     assert letter.reason == "fleet.bad\ufffdname?: extra inputs are not permitted"
     assert "\x00" not in letter.body
+    assert letter.headers["fleet"] == {"bad\ufffdname": ["a\ufffdb", "nan"]}
     letter.body.encode()

@@ -46,6 +46,12 @@ def ready(knobs: BrokerKnobs) -> int:
         return int(task_queue(knobs).bind(broker.default_channel).queue_declare(passive=True).message_count)
 
 
+def take_and_die(knobs: BrokerKnobs) -> None:
+    """What a worker does to a message that kills it."""
+    with Connection(knobs.url) as broker:
+        eventually(lambda: broker.default_channel.basic_get(QUEUE))
+
+
 def test_a_message_without_a_queue_is_told_and_its_neighbours_arrive(publisher: Publisher, knobs: BrokerKnobs) -> None:
     sent = [publisher.send({}, b"{}", task_id=str(n), routing_key="no.such" if n % 2 else QUEUE) for n in range(6)]
     for number, one in enumerate(sent):
@@ -82,8 +88,7 @@ def test_a_message_that_is_given_out_too_often_without_a_claim_is_recorded_as_a_
         publisher.publish(message).result(SOON_S)
         publisher.close()
         for _ in range(DELIVERIES + 1):
-            with Connection(knobs.url) as worker_that_dies:
-                eventually(lambda broker=worker_that_dies: broker.default_channel.basic_get(QUEUE))
+            take_and_die(knobs)
 
         def letters() -> list[tuple[str, str]]:
             with psycopg.connect(keeper_only.db_url.replace("+psycopg", "")) as connection:

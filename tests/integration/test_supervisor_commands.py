@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -154,6 +155,16 @@ def test_wrong_knob_is_refused_with_its_variable(folder: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith("Error: FLEET_OPS_FREE_BYTES: ")
     assert refused.stderr.count("\n") == 1
+
+
+def test_a_port_that_somebody_has_is_named_with_the_remedy_and_nothing_starts(new_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        refused = fleet(new_folder, *UP, "--port", f"redis={port}")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"Error: Port {port} for redis is taken on 127.0.0.1; ")
+    assert refused.stderr.count("\n") == 1
+    assert pids(new_folder) == []
 
 
 def test_failed_start_is_one_sentence_and_leaves_nothing_running(folder: Path) -> None:

@@ -22,7 +22,7 @@ from shared.db.knobs import DbKnobs
 from shared.errors import BadInput, ResultPending, TaskFailed, UnknownAgent, UnknownTask
 from shared.ledger.roster import offered, workers_now
 from tests.integration.fleets import StartFleet, client_of
-from tests.integration.live import eventually
+from tests.integration.live import eventually, users_of
 from workers.ops.background import BackgroundSupervisor
 
 
@@ -264,6 +264,14 @@ def test_celery_inspect_and_control_answer(fleet: BackgroundSupervisor, celery: 
     celery.control.revoke(str(task.id), terminate=True)
     with pytest.raises(TaskFailed, match="revoked by an operator"):
         task.result(30)
+
+
+def test_no_process_of_the_full_profile_is_privileged(
+    servers: BackgroundSupervisor, fleet: BackgroundSupervisor
+) -> None:
+    for site in (servers, fleet):
+        for spec in site.topology.specs:
+            assert 0 not in users_of(site.pid(spec.name)), spec.name
 
 
 async def test_the_ledger_knows_the_worker_and_its_agents(fleet: BackgroundSupervisor) -> None:
