@@ -13,10 +13,10 @@ from shared.llm.call_context import CallContext
 from shared.llm.config_file import read_text
 from shared.llm.guarded import GuardedChat
 from shared.llm.messages import ChatReply, ChatRequest, ToolCall, Usage
-from shared.llm.plane import LLMPlane
+from shared.llm.plane import LLMPlane, note_limits
 from shared.llm.rules import key_rules
 from shared.resilience.deadline import clamped
-from shared.resilience.exchange import GateStore
+from shared.resilience.exchange import GateStore, LimitsSeen
 from shared.resilience.gate import Gate
 from shared.resilience.memory_store import MemoryStore
 
@@ -62,11 +62,15 @@ class FakeAdapter:
         self.requests: list[ChatRequest] = []
         self.hangs = False
         self.answer_s = 0.0
+        self.seen: LimitsSeen | None = None
+        """What its headers say about limits."""
         self.is_closed = False
 
     async def chat(self, request: ChatRequest) -> ChatReply:
         """Answer, fail or hang until the time is up, as a real adapter would."""
         self.requests.append(request)
+        if self.seen is not None:
+            note_limits(self.seen)
         if self.hangs:
             limit_s = clamped(request.timeout_s or 60.0)
             await asyncio.sleep(limit_s)
