@@ -12,6 +12,8 @@ class Length:
     """Tasks of the storm."""
     storm_s: float
     """Seconds during which the nemesis strikes; then it lets everything get well."""
+    outage_s: float
+    """Seconds for which PostgreSQL is down."""
     examples: int
     """Histories of the ledger that are tried against the model."""
     moves: int
@@ -20,8 +22,8 @@ class Length:
     """Whether a history that fails is made as short as it can be: that takes minutes."""
 
 
-SHORT = Length(tasks=300, storm_s=24.0, examples=25, moves=6, shrinks=False)
-LONG = Length(tasks=2000, storm_s=240.0, examples=600, moves=12, shrinks=True)
+SHORT = Length(tasks=300, storm_s=24.0, outage_s=10.0, examples=25, moves=6, shrinks=False)
+LONG = Length(tasks=2000, storm_s=240.0, outage_s=30.0, examples=600, moves=12, shrinks=True)
 
 
 def length() -> Length:

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from workers.ops.background import BackgroundSupervisor
 from workers.ops.spec import ServerFailed
 
 Deed = Literal["kill", "freeze", "restart"]
+DEEDS: tuple[Deed, ...] = ("kill", "freeze", "restart")
 BROKER = "rabbitmq"
 PAUSE_S = (1.0, 4.0)
 FREEZE_S = {"worker": (0.5, 5.0), "keeper": (1.0, 8.0), BROKER: (0.5, 4.0)}
@@ -33,17 +35,21 @@ class Strike:
 
 
 def plan(seed: int, *, lasts_s: float, victims: Sequence[str]) -> list[Strike]:
-    """What happens when: the same for the same seed.
+    """What happens when: the same for the same seed. First each deed is done to some worker.
 
     Args:
         victims: Names of servers; `worker-2` is a worker.
     """
     rng = random.Random(seed)
     weights = [WEIGHTS[_kind(name)] for name in victims]
+    workers = [name for name in victims if _kind(name) == "worker"]
+    first = list(zip(rng.sample(workers, len(DEEDS)), rng.sample(DEEDS, len(DEEDS)), strict=True))
     strikes, at_s = [], rng.uniform(*PAUSE_S)
     while at_s < lasts_s:
         [whom] = rng.choices(victims, weights)
-        deed: Deed = rng.choices(("kill", "freeze", "restart"), (5, 4, 2))[0]
+        deed: Deed = rng.choices(DEEDS, (5, 4, 2))[0]
+        if first:
+            whom, deed = first.pop()
         for_s = rng.uniform(*FREEZE_S[_kind(whom)]) if deed == "freeze" else 0.0
         strikes.append(Strike(at_s, whom, deed, for_s))
         at_s += rng.uniform(*PAUSE_S)
@@ -51,10 +57,14 @@ def plan(seed: int, *, lasts_s: float, victims: Sequence[str]) -> list[Strike]:
 
 
 class Nemesis:
-    """Carries a plan out. A victim that is down already is only brought back."""
+    """Carries a plan out. A victim that is down already is only brought back.
+
+    Attributes:
+        landed: How many strikes of each kind hit what was up.
+    """
 
     def __init__(self, servers: BackgroundSupervisor, *, say: Callable[[str], None]) -> None:
-        self.struck = 0
+        self.landed: Counter[Deed] = Counter()
         self._servers = servers
         self._say = say
         self._thaw_at: dict[str, float] = {}
@@ -87,7 +97,9 @@ class Nemesis:
                 self._thaw_at[strike.whom] = time.monotonic() + strike.for_s
             elif self._servers.status(strike.whom) == "ready":
                 self._servers.restart(strike.whom)
-            self.struck += 1
+            else:
+                return
+            self.landed[strike.deed] += 1
 
     def _wait_until(self, moment: float) -> None:
         while (now := time.monotonic()) < moment:

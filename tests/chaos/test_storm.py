@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,8 +19,11 @@ import psycopg
 import pytest
 
 from shared.client import FleetClient
+from shared.contracts import tick_task_id
+from shared.db.database import Database
+from shared.ledger.schedules import create_schedule, pause_schedule
 from tests.chaos.length import length
-from tests.chaos.nemesis import BROKER, Nemesis, plan
+from tests.chaos.nemesis import BROKER, DEEDS, Nemesis, plan
 from tests.fakes.call_counter import CallCounter
 from tests.integration.fleets import QUICK, client_of, fleet_of
 from tests.integration.live import eventually
@@ -33,6 +37,7 @@ VICTIMS = (*WORKERS, *KEEPERS, BROKER)
 ATTEMPTS = 100
 """None of these tasks may fail: whoever is hit often gets another try."""
 CALL_S = 0.15
+TICKER = "ticker"
 SETTLE_S = 120.0
 ENV = {**QUICK, "FLEET_AGENTS": "tests.chaos.agents", "FLEET_LEDGER_SUSPEND_AFTER_S": "0.3", "FLEET_LOG_LEVEL": "ERROR"}
 STATES = "SELECT state, count(*) FROM tasks GROUP BY state"
@@ -117,21 +122,29 @@ def test_a_storm_loses_nothing_and_repeats_nothing(
         target=lambda: accepted.update(asyncio.run(submit_all(client, todo, within_s=asked.storm_s * 0.8)))
     )
     nemesis = Nemesis(fleet, say=say)
+    client.operate(every_second)
     producer.start()
     nemesis.rage(plan(seed, lasts_s=asked.storm_s, victims=VICTIMS))
     producer.join()
     nemesis.let_all_get_well(VICTIMS)
+    client.operate(lambda database: pause_schedule(database, TICKER))
     client.close()
+    assert set(nemesis.landed) == set(DEEDS), "a strike of each kind has hit"
     assert len(accepted) == asked.tasks, "every submit was accepted"
     with psycopg.connect(fleet.db_url.replace("+psycopg", ""), autocommit=True) as ledger:
         began = time.monotonic()
         try:
             eventually(lambda: set(states(ledger)) == {"succeeded"}, within_s=SETTLE_S)
         finally:
-            say(f"{nemesis.struck} strikes; {states(ledger)} {time.monotonic() - began:.1f} s after the last one")
+            say(f"{dict(nemesis.landed)}; {states(ledger)} {time.monotonic() - began:.1f} s after the last one")
         every_task_finished_once(ledger, accepted)
         no_completed_step_was_repeated(ledger, counter)
         doubts = calls_beyond_the_ledger_are_in_doubt(ledger, counter)
+        ticks = one_task_a_tick(ledger)
+        taken_over = ledger.execute("SELECT count(*) FROM tasks WHERE attempt > 1").fetchall()[0][0]
+    assert taken_over > 0, "some run has outlived its worker"
+    assert ticks > asked.storm_s / 4, "keepers died, and the schedule went on"
+    say(f"{taken_over} tasks taken over, {ticks} ticks of a schedule in {asked.storm_s:g} s")
     say(f"{counter.total} calls outside, {doubts} of them in doubt, 0 repeated")
     assert broken_promises(fleet.db_url, dead_after_s=2.0) == []
 
@@ -139,6 +152,24 @@ def test_a_storm_loses_nothing_and_repeats_nothing(
 def offered(client: FleetClient) -> None:
     """The producer knows the agents before the weather turns: it checks inputs against their schemas."""
     client.result(client.submit("storm.steps", {"count": 0, "url": ""}).id, 60)
+
+
+async def every_second(database: Database) -> None:
+    """A schedule that two keepers, of which one leads, see come due again and again."""
+    input = {"count": 0, "url": ""}
+    await create_schedule(
+        database, name=TICKER, agent="storm.steps", cron="* * * * * *", input=input, tenant=TICKER,
+        max_attempts=ATTEMPTS,
+    )  # fmt: skip
+
+
+def one_task_a_tick(ledger: psycopg.Connection[Any]) -> int:
+    """Each task of the schedule is that of one second, and no other. Returns: how many there are."""
+    query = "SELECT min(created_at), max(created_at), array_agg(id) FROM tasks WHERE tenant = %s"
+    [(first, last, ids)] = ledger.execute(query, (TICKER,)).fetchall()
+    seconds = [first.replace(microsecond=0) + timedelta(seconds=s) for s in range(-30, int((last - first).seconds) + 2)]
+    assert set(ids) <= {tick_task_id(TICKER, second) for second in seconds}
+    return len(ids)
 
 
 def states(ledger: psycopg.Connection[Any]) -> dict[str, int]:
