@@ -114,14 +114,15 @@ class Database:
                 shard_key, mode=mode, consistency=consistency, max_staleness_s=max_staleness_s, token=token
             )
         given = carriage.read(token, source="unit") if isinstance(token, str) else token
-        outer = outer_session(self, wish, lambda: self._believed(given))
+        outer = outer_session(self, wish, lambda: self.believed(given))
         if outer is not None:
             return _Joined(outer)
         if self.router is None:
             return on_the_only_node(self, wish, given)
         return on_a_chosen_node(self, self.router, wish, given)
 
-    def _believed(self, given: CausalToken | None) -> CausalToken | None:
+    def believed(self, given: CausalToken | None) -> CausalToken | None:
+        """What a read must not fall behind, when a stranger gives this token; see `Router.believed`."""
         if self.router is None:
             return tokens.merged(tokens.current(), given)
         return self.router.believed(given)

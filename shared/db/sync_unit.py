@@ -10,13 +10,12 @@ from typing import Any, Protocol, TypeVar, cast
 
 import psycopg
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from shared.db import carriage
 from shared.db.database import Database
-from shared.db.decide import Mode, Wish
-from shared.db.pools import Pool, is_standby, is_unavailable
+from shared.db.decide import Wish
+from shared.db.pools import FAILURES, Pool, is_standby, is_unavailable
 from shared.db.router import Place
 from shared.db.sessions import SyncReadSession, SyncWriteSession
 from shared.db.sync_link import SyncLink, sync_engine
@@ -29,13 +28,12 @@ from shared.db.unit import (
     holds_for,
     note_end,
     refuse_other_shard,
+    refuse_unless_covered,
 )
-from shared.errors import ReadOnlyUnit, ReplicaStale
+from shared.errors import ReplicaStale
 
 T = TypeVar("T")
 Anyone = SyncWriteSession | SyncReadSession
-FAILURES = (DBAPIError, PoolTimeout, InvalidRequestError)
-"""What may be the server's doing. Not OSError: the driver raises none here, and the caller's own work may."""
 
 
 class OnTheLoop(Protocol):
@@ -48,7 +46,8 @@ class OnTheLoop(Protocol):
 @dataclass(slots=True)
 class _Open:
     door: object
-    mode: Mode
+    wish: Wish
+    token: CausalToken | None
     session: Anyone
     worker: object
 
@@ -82,22 +81,18 @@ class SyncUnits:
 
         Inside another unit of the same thread, and of the same task where it has a loop, it is that unit.
         """
-        outer = _open.get()
-        if outer is not None and outer.worker == _worker() and outer.door is not self:
-            refuse_other_shard(outer.door, self)
-        elif outer is not None and outer.worker == _worker():
-            if wish.mode == "rw" and outer.mode == "ro":
-                raise ReadOnlyUnit(
-                    "a unit of work with mode='rw' was opened inside one with mode='ro': open the outer as 'rw'"
-                )
-            return nullcontext(outer.session)
         given = carriage.read(token, source="unit") if isinstance(token, str) else token
         database = self._database
         if database is None:
             database = self._database = self._find_database()
-        if database.router is None:
-            return self._on(database, wish, None)
-        return self._on(database, wish, database.router.believed(given))
+        believed = database.believed(given)
+        outer = _open.get()
+        if outer is not None and outer.worker == _worker() and outer.door is not self:
+            refuse_other_shard(outer.door, self)
+        elif outer is not None and outer.worker == _worker():
+            refuse_unless_covered(outer.wish, outer.token, wish, believed)
+            return nullcontext(outer.session)
+        return self._on(database, wish, believed)
 
     def close(self) -> None:
         """Close every connection: idle ones now, those in use when they come back."""
@@ -116,15 +111,14 @@ class SyncUnits:
                 holding = pool.hold()
                 connection = self._engine(pool).connect()
             else:
-                place, connection = self._opened(database, wish, token)
+                place, connection, holding = self._opened(database, wish, token)
                 pool = place.pool
-                holding = pool.hold()
             with connection:
                 link = _link(connection)
                 link.marks_end = router is not None and wish.marks_end
                 if wish.mode == "ro" and not pool.is_read_only:
                     connection.execution_options(postgresql_readonly=True)
-                session = self._session_on(connection, wish.mode)
+                session = self._session_on(connection, wish, token)
                 with session, session.begin():
                     yield session
                 if router is not None and place is not None:
@@ -139,40 +133,42 @@ class SyncUnits:
             if place is not None:
                 self._release(database, place)
 
-    def _session_on(self, connection: Connection, mode: Mode) -> Anyone:
+    def _session_on(self, connection: Connection, wish: Wish, token: CausalToken | None) -> Anyone:
         session: Anyone
-        if mode == "rw":
+        if wish.mode == "rw":
             session = SyncWriteSession(bind=connection, expire_on_commit=False)
         else:
             session = SyncReadSession(bind=connection, expire_on_commit=False, autoflush=False)
-        _open.set(_Open(self, mode, session, _worker()))
+        _open.set(_Open(self, wish, token, session, _worker()))
         return session
 
-    def _opened(self, database: Database, wish: Wish, token: CausalToken | None) -> tuple[Place, Connection]:
+    def _opened(
+        self, database: Database, wish: Wish, token: CausalToken | None
+    ) -> tuple[Place, Connection, object]:  # fmt: skip
         """A connection on a node that will do; as in `unit`, nothing was sent before it."""
         router = database.router
         assert router is not None
         for tried in range(1, TRIES + 1):
             place = self._on_the_loop(router.place(wish, token))
-            connection = None
+            connection, holding, failure = None, place.pool.hold(), None
+            is_kept = False
             try:
                 connection = self._engine(place.pool).connect()
-                if _has_reached(connection, place, wish, token):
-                    return place, connection
-                connection.close()
+                is_kept = _has_reached(connection, place, wish, token)
+                if is_kept:
+                    return place, connection, holding
+            except PoolTimeout as error:
+                raise place.pool.exhausted() from error
             except FAILURES as error:
-                self._release(database, place)
-                if isinstance(error, PoolTimeout):
-                    raise place.pool.exhausted() from error
-                if tried == TRIES or not (is_unavailable(error) or is_standby(error)):
-                    explain_failure(error, place.pool, None, wish.mode)
-            except BaseException:
-                self._release(database, place)
-                if connection is not None:
-                    connection.close()
-                raise
-            else:
-                self._release(database, place)
+                failure = error
+            finally:
+                if not is_kept:
+                    place.pool.let_go(holding)
+                    self._release(database, place)
+                    if connection is not None:
+                        connection.close()
+            if failure is not None and (tried == TRIES or not (is_unavailable(failure) or is_standby(failure))):
+                explain_failure(failure, place.pool, None, wish.mode)
             self._on_the_loop(router.doubt(place.node))
         raise ReplicaStale("replicas that were known to be fresh enough have restarted and are not", retry_after_s=0.2)
 

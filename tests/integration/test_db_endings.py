@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import psycopg
 import pytest
@@ -171,6 +172,16 @@ async def test_a_unit_inside_one_that_sees_less_is_refused_with_both_named(any_d
             pass
     async with any_door.unit(mode="ro"), any_door.unit(mode="ro", consistency="causal", token=token):
         pass
+
+
+@pytest.mark.parametrize(("consistency", "is_marked"), [("primary", True), ("causal", True), ("eventual", False)])
+async def test_reads_of_the_primary_bind_those_after_them_and_reads_of_any_age_do_not(
+    database: Database, consistency: Literal["primary", "causal", "eventual"], is_marked: bool
+) -> None:
+    with carrying(None) as trail:
+        async with database.unit(mode="ro", consistency=consistency) as read:
+            await read.execute(text("SELECT 1"))
+        assert (trail.token is not None) == is_marked
 
 
 async def test_a_causal_read_does_not_join_one_that_may_lack_its_token(database: Database) -> None:

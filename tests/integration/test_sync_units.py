@@ -141,6 +141,16 @@ def test_units_inside_a_unit_join_it_and_none_writes_inside_a_reading_one(client
         client.unit()
 
 
+def test_a_unit_inside_one_that_sees_less_is_refused_with_both_named(client: FleetClient) -> None:
+    with client.unit(mode="ro", consistency="eventual"):
+        for stricter in ("primary", "causal"):
+            told = f"consistency='{stricter}'.* inside one with consistency='eventual'"
+            with pytest.raises(ReadOnlyUnit, match=told), client.unit(mode="ro", consistency=stricter):
+                pass
+        with client.unit(mode="ro", consistency="eventual"):
+            pass
+
+
 def test_a_unit_of_another_thread_is_its_own(client: FleetClient) -> None:
     found = []
     with client.unit() as unit:
