@@ -18,6 +18,7 @@ from workers.ops.census import identify, is_alive
 
 RUNS = 30
 STEPS = 8
+HEARTBEAT_S = 2
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,29 @@ def test_a_worker_leaves_in_time_whatever_its_agents_do_and_their_runs_are_hande
         assert '"event": "worker.stopped"' in log
         assert "pool.runs_left_behind" in log
         assert [task.status().state for task in tasks] == ["queued", "queued"]
+
+
+def test_a_drain_that_outlasts_several_broker_heartbeats_keeps_the_connection_and_the_run(
+    fleet: BackgroundSupervisor, servers: BackgroundSupervisor, client: FleetClient
+) -> None:
+    broker_log = servers.around.run.log("rabbitmq")
+    said_before = len(broker_log.read_text())
+    more = {"FLEET_BROKER_HEARTBEAT_S": str(HEARTBEAT_S), "FLEET_WORKER_DRAIN_S": "60"}
+    fleet.stop("worker-1")
+    fleet.stop("worker-2")
+    try:
+        with own_worker(fleet, 4, **more) as worker:
+            task = client.submit("test.sleep", {"seconds": 4 * HEARTBEAT_S})
+            eventually(lambda: task.status().state == "running")
+            fleet.suspend(worker.name)
+            fleet.kill(worker.name, signal.SIGTERM)
+            assert task.result(60)
+            assert task.status().attempt == 1
+            eventually(lambda: fleet.status(worker.name) != "ready")
+            log = fleet.around.run.log(worker.name).read_text()
+    finally:
+        for name in ("worker-1", "worker-2"):
+            fleet.start(name)
+    assert '"event": "worker.stopped"' in log
+    assert "hub_callback_failed" not in log
+    assert "missed heartbeats" not in broker_log.read_text()[said_before:]
