@@ -1,11 +1,15 @@
 """The YAML file of nodes, and what a read-only unit recognises as a write."""
 
+import re
 import textwrap
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from shared.db.config_file import parse_layout, read_layout
+from shared.db.facts import NodeAddress
 from shared.db.knobs import DbKnobs
+from shared.db.pools import Pool, process_name
 from shared.db.read_only import refuse_asynchronous, refuse_writes, write_in
 from shared.errors import BadInput, Misconfigured, ReadOnlyUnit
 
@@ -168,3 +172,27 @@ def test_one_node_with_two_urls_is_refused() -> None:
     knobs = DbKnobs(url="postgresql+psycopg://h:1/d", replicas="postgresql+psycopg://ann@h:1/d")
     with pytest.raises(Misconfigured, match="FLEET_DB_REPLICAS: h:1 is listed twice"):
         read_layout(knobs)
+
+
+def test_behind_a_pooler_each_node_says_the_way_past_it() -> None:
+    knobs = DbKnobs(url=KNOBS.url, pooler="pgbouncer")
+    with pytest.raises(Misconfigured, match="behind a pooler it needs direct_port, or direct_host"):
+        parse_layout(
+            "primary: {host: a, port: 6432, direct_port: 5432}\nreplicas:\n\n  - host: b\n", source="f", knobs=knobs
+        )
+    layout = parse_layout("primary: {host: a, port: 6432, direct_host: b}\n", source="f", knobs=knobs)
+    assert make_url(layout.nodes[0].direct_url).render_as_string() == (
+        "postgresql+psycopg://ann:***@b:6432/fleet?sslmode=require"
+    )
+    urls = {"url": "postgresql+psycopg://h:1/d", "replicas": "postgresql+psycopg://i:1/d"}
+    directs = "postgresql+psycopg://h:2/d, postgresql+psycopg://i:2/d"
+    layout = read_layout(DbKnobs(**urls, pooler="pgbouncer", direct_url=directs))
+    assert [one.direct_url for one in layout.nodes] == directs.split(", ")
+
+
+def test_a_pool_grows_by_its_share_and_waits_as_long_as_it_is_told() -> None:
+    node = NodeAddress("h:1", "postgresql+psycopg://h:1/d", pool_size=20)
+    pool = Pool(node, DbKnobs(pool_overflow_ratio=0.25, pool_timeout_s=1.5), application_name="x", writes=True)
+    assert pool.options["max_overflow"] == 5
+    assert "within 1.5 s: all 25 of this process" in pool.exhausted().message
+    assert re.fullmatch(r"fleet-worker@\S+:\d+", process_name("fleet-worker"))

@@ -173,6 +173,28 @@ async def test_what_was_read_where_is_told_once_and_again_when_it_was_not_heard(
         assert nodes.told == [{"b": 3}, {"a": 1}]
 
 
+async def test_what_was_seen_and_where_units_went_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(a=leads(lsn=400), b=follows(lsn=400), c=None)
+    async with router_over(nodes, monkeypatch) as router:
+        went = {asked: count(metrics.UNITS, "a", asked) for asked in ("rw", "causal")}
+        refused, gave_up = count(metrics.REFUSED, "causal"), count(metrics.WAITS, "gave_up")
+        await router.place(Wish(), None)
+        nodes.says["a"] = leads(lsn=500)
+        await until(lambda: count(metrics.LAG_BYTES, "b") == 100)
+        places = [router.place(CAUSAL, CausalToken(SYSTEM, 1, 500)) for _ in range(router.knobs.overflow + 1)]
+        ended = await asyncio.gather(*places, return_exceptions=True)
+        assert sum(isinstance(one, ReplicaStale) for one in ended) == 1
+        assert count(metrics.UNITS, "a", "rw") == went["rw"] + 1
+        assert count(metrics.UNITS, "a", "causal") == went["causal"] + router.knobs.overflow
+        assert count(metrics.REFUSED, "causal") == refused + 1
+        assert count(metrics.WAITS, "gave_up") == gave_up + len(places)
+        nodes.says["b"] = follows(lsn=500)
+        await until(lambda: count(metrics.LAG_BYTES, "b") == 0)
+        assert [count(metrics.PRIMARY, name) for name in "abc"] == [1, 0, 0]
+        await until(lambda: [count(metrics.ADMITTED, name) for name in "abc"] == [0, 1, 0])
+        assert count(metrics.LAG_SECONDS, "b") < 10
+
+
 async def test_whoever_comes_during_the_first_look_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = Nodes(a=leads(), b=follows())
     nodes.is_open.clear()

@@ -1,0 +1,66 @@
+"""What a connection concludes from the answers to COMMIT, without a server."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import psycopg
+import pytest
+from psycopg.pq import ExecStatus
+from sqlalchemy.exc import DBAPIError
+
+from shared.db.link import Link
+from shared.db.pools import is_unavailable
+
+
+def answer(status: ExecStatus, command: bytes = b"", *values: bytes | None) -> Any:
+    fields = {"status": status, "command_status": command, "get_value": lambda _row, column: values[column]}
+    return SimpleNamespace(**fields, error_field=lambda _: None, get_error_message=lambda _: "failed")
+
+
+def marked(*answers: Any) -> tuple[str, str | None] | None:
+    """Where the log ended, as a connection remembers it."""
+    link = cast(Any, SimpleNamespace(end=None, info=SimpleNamespace(encoding="utf-8")))
+    Link._mark(link, list(answers))
+    return cast("tuple[str, str | None] | None", link.end)
+
+
+COMMITTED = answer(ExecStatus.COMMAND_OK, b"COMMIT")
+FAILED = answer(ExecStatus.FATAL_ERROR)
+
+
+def test_a_commit_and_where_it_ended_are_one_exchange() -> None:
+    told = answer(ExecStatus.TUPLES_OK, b"SELECT 1", b"0/16B3748", b"000000020000000000000001")
+    assert marked(COMMITTED, told) == ("0/16B3748", "000000020000000000000001")
+    assert marked(COMMITTED, answer(ExecStatus.TUPLES_OK, b"SELECT 1", b"0/5", None)) == ("0/5", None)
+
+
+def test_a_commit_stands_when_only_the_question_after_it_failed() -> None:
+    assert marked(COMMITTED, FAILED) is None
+
+
+def test_a_commit_that_failed_is_an_error_and_one_that_rolled_back_ended_nowhere() -> None:
+    with pytest.raises(psycopg.Error):
+        marked(FAILED)
+    told = answer(ExecStatus.TUPLES_OK, b"SELECT 1", b"0/16B3748", None)
+    assert marked(answer(ExecStatus.COMMAND_OK, b"ROLLBACK"), told) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (psycopg.errors.AdminShutdown(), True),
+        (psycopg.errors.TooManyConnections(), True),
+        (psycopg.errors.QueryCanceled(), True),
+        (psycopg.errors.InvalidSavepointSpecification(), False),
+        (psycopg.errors.ObjectNotInPrerequisiteState(), False),
+        (psycopg.errors.ProgramLimitExceeded(), False),
+        (psycopg.errors.UniqueViolation(), False),
+    ],
+)
+def test_what_the_driver_calls_operational_is_not_always_an_outage(error: psycopg.Error, expected: bool) -> None:
+    assert is_unavailable(wrapped(error)) is expected
+
+
+def wrapped(error: psycopg.Error) -> BaseException:
+    """As SQLAlchemy raises it."""
+    return DBAPIError.instance("SELECT", {}, error, psycopg.Error)
