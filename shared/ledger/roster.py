@@ -15,9 +15,10 @@ from shared.ledger.limits import adopt
 
 
 async def enlist(database: Database, *, worker: UUID, name: str, host: str, pid: int, slots: int) -> None:
-    """Add a worker's row: from now on it may claim."""
+    """Add a worker's row: from now on it may claim. Once is enough, also when nobody knows whether it was committed."""
+    row = insert(workers).values(id=worker, name=name, host=host, pid=pid, slots=slots)
     async with database.unit() as unit:
-        await unit.execute(insert(workers).values(id=worker, name=name, host=host, pid=pid, slots=slots))
+        await unit.execute(row.on_conflict_do_nothing(index_elements=["id"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -21,6 +22,7 @@ from shared.db.knobs import DbKnobs
 from shared.db.pools import process_name
 from shared.db.status import database_status
 from shared.db.tokens import CausalToken, carrying
+from shared.ledger.roster import enlist
 from tests.integration.live import eventually
 from tests.integration.nodes import ask, group_of
 from tests.integration.trio import (
@@ -134,6 +136,14 @@ async def test_the_status_of_a_single_node_knows_its_timeline(tables: Background
         [only] = await database_status(database)
         await database.close()
         assert (only.role, only.timeline, only.reason) == (role, 1, "the only node")
+
+
+async def test_a_worker_whose_enlisting_may_have_been_committed_enlists_again(database: Database) -> None:
+    worker = uuid4()
+    for _ in range(2):
+        await enlist(database, worker=worker, name="w", host="h", pid=1, slots=1)
+    async with database.unit() as unit:
+        assert await unit.scalar(text("SELECT count(*) FROM workers WHERE id = :id"), {"id": worker}) == 1
 
 
 async def test_the_nodes_of_a_file_are_the_nodes(tables: BackgroundSupervisor, tmp_path: Path) -> None:

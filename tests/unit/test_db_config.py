@@ -184,9 +184,9 @@ def test_behind_a_pooler_each_node_says_the_way_past_it() -> None:
     assert make_url(layout.nodes[0].direct_url).render_as_string() == (
         "postgresql+psycopg://ann:***@b:6432/fleet?sslmode=require"
     )
-    urls = {"url": "postgresql+psycopg://h:1/d", "replicas": "postgresql+psycopg://i:1/d"}
+    url, replicas = "postgresql+psycopg://h:1/d", "postgresql+psycopg://i:1/d"
     directs = "postgresql+psycopg://h:2/d, postgresql+psycopg://i:2/d"
-    layout = read_layout(DbKnobs(**urls, pooler="pgbouncer", direct_url=directs))
+    layout = read_layout(DbKnobs(url=url, replicas=replicas, pooler="pgbouncer", direct_url=directs))
     assert [one.direct_url for one in layout.nodes] == directs.split(", ")
 
 
