@@ -12,7 +12,7 @@ from shared.broker.knobs import BrokerKnobs
 from shared.client import FleetClient
 from shared.db.knobs import DbKnobs
 from shared.db.shards import Shards
-from shared.db.shards_file import parse_shards
+from shared.db.shards_file import ShardAddress, parse_shards
 from shared.db.tokens import carrying
 from shared.settings import load
 from tests.integration.nodes import dsn, group_of, nodes_in
@@ -20,7 +20,8 @@ from tests.integration.trio import PRIMARY, migrate, url_of
 from workers.ops.background import BackgroundSupervisor
 
 MAIN, SECOND = "main", "second"
-NO_BROKER = "amqp://guest@127.0.0.1:1//"
+REDIS = {MAIN: 14, SECOND: 15}
+"""Their brokers', of which nobody takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,17 @@ class Clusters:
 
     servers: dict[str, BackgroundSupervisor]
     file: Path
+    broker_url: str
 
     @property
     def knobs(self) -> DbKnobs:
         """Settings of a process that knows both."""
         return DbKnobs(url=self.url(MAIN), shards=str(self.file))
+
+    @property
+    def addresses(self) -> tuple[ShardAddress, ...]:
+        """Both, as the file has them."""
+        return parse_shards(self.file.read_text(), source="shards", knobs=self.knobs, broker_url=self.broker_url)
 
     def url(self, shard: str) -> str:
         """A shard's primary, as SQLAlchemy takes it."""
@@ -54,8 +61,8 @@ class Clusters:
 
 
 @contextmanager
-def clusters_in(folders: Sequence[Path]) -> Iterator[Clusters]:
-    """Start them."""
+def clusters_in(folders: Sequence[Path], *, redis_url: str) -> Iterator[Clusters]:
+    """Start them; their brokers are in a Redis that runs."""
     with ExitStack() as stack:
         servers = {
             shard: stack.enter_context(nodes_in(folder, replicas=0))
@@ -66,9 +73,9 @@ def clusters_in(folders: Sequence[Path]) -> Iterator[Clusters]:
         file.write_text(
             "shards:\n"
             f"  main: {{primary: {{host: 127.0.0.1, port: {ports[MAIN]}}}}}\n"
-            f"  second: {{primary: {{host: 127.0.0.1, port: {ports[SECOND]}}}, broker: {{vhost: second}}}}\n"
+            f"  second: {{primary: {{host: 127.0.0.1, port: {ports[SECOND]}}}, broker: {{vhost: '{REDIS[SECOND]}'}}}}\n"
         )
-        clusters = Clusters(servers, file)
+        clusters = Clusters(servers, file, f"{redis_url.rpartition('/')[0]}/{REDIS[MAIN]}")
         for shard in servers:
             migrate(clusters.url(shard))
         yield clusters
@@ -76,9 +83,9 @@ def clusters_in(folders: Sequence[Path]) -> Iterator[Clusters]:
 
 @contextmanager
 def producer_to(clusters: Clusters) -> Iterator[FleetClient]:
-    """A producer that knows both shards, and no broker that answers."""
-    shards = parse_shards(clusters.file.read_text(), source="shards", knobs=clusters.knobs, broker_url=NO_BROKER)
-    client = FleetClient(replace(load(), db=clusters.knobs, broker=BrokerKnobs(url=NO_BROKER), shards=shards))
+    """A producer that knows both shards."""
+    broker = BrokerKnobs(url=clusters.broker_url)
+    client = FleetClient(replace(load(), db=clusters.knobs, broker=broker, shards=clusters.addresses))
     with carrying(None):
         try:
             yield client
@@ -89,8 +96,7 @@ def producer_to(clusters: Clusters) -> Iterator[FleetClient]:
 @asynccontextmanager
 async def shards_of(clusters: Clusters) -> AsyncIterator[Shards]:
     """Both databases, and the map."""
-    addresses = parse_shards(clusters.file.read_text(), source="shards", knobs=clusters.knobs, broker_url=NO_BROKER)
-    shards = Shards(addresses, clusters.knobs, application_name="test-shards")
+    shards = Shards(clusters.addresses, clusters.knobs, application_name="test-shards")
     try:
         yield shards
     finally:

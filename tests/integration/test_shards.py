@@ -20,21 +20,22 @@ from shared.ledger.moving import Done, move_bucket
 from shared.ledger.strays import take_home
 from tests.integration.by_hand import by_hand
 from tests.integration.clusters import MAIN, SECOND, Clusters, clusters_in, producer_to, shards_of
+from workers.ops.background import BackgroundSupervisor
 
 SESSION = "s-1"
 BUCKET = bucket_of("default", SESSION)
 
 
 @pytest.fixture(scope="module")
-def servers(run_folder: Callable[[], Path]) -> Iterator[Clusters]:
-    with clusters_in([run_folder(), run_folder()]) as clusters:
+def both(servers: BackgroundSupervisor, run_folder: Callable[[], Path]) -> Iterator[Clusters]:
+    with clusters_in([run_folder(), run_folder()], redis_url=servers.redis_url) as clusters:
         yield clusters
 
 
 @pytest.fixture
-def clusters(servers: Clusters) -> Iterator[Clusters]:
-    yield servers
-    servers.reset()
+def clusters(both: Clusters) -> Iterator[Clusters]:
+    yield both
+    both.reset()
 
 
 @pytest.fixture
@@ -170,6 +171,15 @@ def test_a_producer_with_an_old_map_finds_the_moved_session_at_the_second_try(
     assert client.cancel(task.id).state == "cancelled"
     assert clusters.ask(MAIN, "SELECT name, payload ->> 'by' FROM signals") == [("approval", "ann")]
     assert states_of(clusters) == [("open", 4, MAIN), ("moved", 4, MAIN)]
+
+
+def test_a_message_written_without_a_key_where_its_session_is_not_any_more_is_refused(
+    client: FleetClient, clusters: Clusters
+) -> None:
+    moved(clusters)
+    row = {"session_id": SESSION, "tenant": "default", "role": "user", "content": "lost", "ordinal": 0}
+    with pytest.raises(ShardMoved, match="the session s-1 is on another shard"), client.unit() as unit:
+        unit.execute(insert(messages).values(**row))
 
 
 def test_a_task_handed_in_where_it_is_not_any_more_is_taken_home(client: FleetClient, clusters: Clusters) -> None:
