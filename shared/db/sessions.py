@@ -11,7 +11,17 @@ from shared.db.read_only import refuse_asynchronous, refuse_writes
 from shared.errors import ReadOnlyUnit
 
 
-class WriteSession(AsyncSession):
+class _OfOneUnit(AsyncSession):
+    """Ends with its unit of work, and then has nothing left to say to a server, unless it was cut off."""
+
+    async def __aexit__(self, *reason: Any) -> None:
+        if self.sync_session.in_transaction():
+            await super().__aexit__(*reason)
+        else:
+            self.sync_session.close()  # without a task and two turns of the loop
+
+
+class WriteSession(_OfOneUnit):
     """A session on the primary; its block commits at the end."""
 
 
@@ -19,7 +29,7 @@ class _ReadOnly(Session):
     """Flushes nothing, by itself or when told to."""
 
 
-class ReadSession(AsyncSession):
+class ReadSession(_OfOneUnit):
     """A session that reads one node, perhaps a replica; what would write raises ReadOnlyUnit."""
 
     sync_session_class = _ReadOnly

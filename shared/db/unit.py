@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, cast
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -152,10 +153,14 @@ async def on_a_chosen_node(
 @asynccontextmanager
 async def _closing(connection: AsyncConnection) -> AsyncIterator[None]:
     """As `async with connection` for one that is started: back into the pool even when cancelled."""
+    link = _link(connection)
     try:
         yield
     finally:
-        await asyncio.shield(asyncio.create_task(connection.close()))
+        if link.pgconn.transaction_status == TransactionStatus.IDLE:
+            await connection.close()  # nothing to say to the server: this is not interrupted
+        else:
+            await asyncio.shield(asyncio.create_task(connection.close()))
 
 
 def _session_on(connection: AsyncConnection, door: object, wish: Wish, token: CausalToken | None) -> Anyone:
