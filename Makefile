@@ -25,10 +25,10 @@ test: $(STAMP) servers  ## the whole suite, on real servers, in two processes; A
 check: $(STAMP)  ## ruff, mypy, import contracts, house and unit tests: under a minute
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports --no-cache >/tmp/.fleet-lint-$$$$ 2>&1 || { cat /tmp/.fleet-lint-$$$$; rm -f /tmp/.fleet-lint-$$$$; exit 1; }; rm -f /tmp/.fleet-lint-$$$$
-	@told=$$(mktemp); $(BIN)/mypy > $$told 2>&1 & types=$$!; \
+	@told=$$($(BIN)/lint-imports --no-cache 2>&1) || { printf '%s\n' "$$told"; exit 1; }
+	@told=$$(mktemp); trap 'rm -f $$told' EXIT; trap 'exit 130' INT TERM; $(BIN)/mypy > $$told 2>&1 & types=$$!; \
 	$(BIN)/python -m pytest -q tests/house tests/unit tests/property tests/contract; tests=$$?; \
-	wait $$types; types=$$?; cat $$told; rm -f $$told; exit $$((tests + types))
+	wait $$types; types=$$?; cat $$told; exit $$((tests + types))
 
 chaos: $(STAMP) servers  ## the storm, the ledger's model, the database's nodes at length; FLEET_CHAOS_SEED=N replays a storm
 	@FLEET_CHAOS=long $(BIN)/python -m pytest -q -s tests/chaos tests/integration/test_ledger_stateful.py \
