@@ -85,6 +85,13 @@ async def test_the_primary_has_a_heartbeat_every_second_which_replicas_show(
     await until(lambda: (facts_of(database, tables, FIRST).beat_s or 0) >= first + 2)
 
 
+async def test_a_heartbeat_of_a_clock_that_was_ahead_is_overwritten_at_once(
+    database: Database, tables: BackgroundSupervisor
+) -> None:
+    ask(tables, PRIMARY, "UPDATE db_heartbeat SET beat_at = clock_timestamp() + interval '1 hour'")
+    await until(lambda: ask(tables, PRIMARY, "SELECT beat_at <= clock_timestamp() FROM db_heartbeat") == [(True,)])
+
+
 async def test_a_replica_that_stands_still_grows_older_by_the_heartbeat_alone(
     database: Database, tables: BackgroundSupervisor
 ) -> None:

@@ -46,8 +46,9 @@ class Nodes:
         self.beats: list[str] = []
         self.told: list[dict[str, int]] = []
         self.is_told = True
+        self.slow: set[str] = set()
+        """Those that answer only when it `is_open`."""
         self.is_open = asyncio.Event()
-        self.is_open.set()
 
     def eye(self, url: Any, **_: Any) -> "FakeEye":
         return FakeEye(self, url.host)
@@ -61,7 +62,8 @@ class FakeEye:
 
     async def look(self) -> Facts | None:
         began = monotonic()
-        await self.nodes.is_open.wait()
+        if self.name in self.nodes.slow:
+            await self.nodes.is_open.wait()
         facts = self.nodes.says[self.name]
         return None if facts is None else replace(facts, seen_at=began)
 
@@ -118,8 +120,8 @@ async def test_after_silence_another_primary_cuts_the_old_ones_connections_and_c
 ) -> None:
     nodes = Nodes(a=leads(), b=follows(), c=follows())
     async with router_over(nodes, monkeypatch) as router:
-        await router.place(Wish(), None)
         failovers, line = count(metrics.FAILOVERS), Line()
+        await router.place(Wish(), None)
         router.nodes["a"].writer.links["someone"] = line  # type: ignore[assignment]
         nodes.says["a"] = None
         await until(lambda: leader(router) is None)
@@ -197,7 +199,7 @@ async def test_what_was_seen_and_where_units_went_is_measured(monkeypatch: pytes
 
 async def test_whoever_comes_during_the_first_look_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = Nodes(a=leads(), b=follows())
-    nodes.is_open.clear()
+    nodes.slow.add("b")
     async with router_over(nodes, monkeypatch) as router:
         units = [asyncio.create_task(router.place(Wish("ro", "eventual"), None)) for _ in range(3)]
         await asyncio.sleep(0.05)
