@@ -13,7 +13,7 @@ and is made anew, after it only the opening is left.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -35,7 +35,14 @@ COPY_S = 600.0
 """Seconds that one statement of the copying may take; so long the bucket's writers wait at the most."""
 ARM_LOCK_MS = 5000
 """Milliseconds that the first move waits for the tables' writers, while it keeps new ones waiting."""
-TRIGGERS = (("tasks", "shard_place"), ("tasks", "shard_claim"), ("messages", "shard_place"))
+ENABLE = (
+    "ALTER TABLE tasks ENABLE TRIGGER shard_place, ENABLE TRIGGER shard_claim",
+    "ALTER TABLE messages ENABLE TRIGGER shard_place",
+)
+"""Each waits for the table's writers under way, and each alone: two locks at once could wait for each other."""
+ENABLED = """
+    SELECT count(*) FROM pg_trigger WHERE tgname IN ('shard_place', 'shard_claim') AND tgenabled <> 'D'
+      AND tgrelid IN (to_regclass('tasks'), to_regclass('messages'))"""
 SEED = "INSERT INTO shard_buckets SELECT b, 0, %s, %s FROM generate_series(0, %s) b ON CONFLICT DO NOTHING"
 RUNNING = f"SELECT id FROM tasks WHERE state = 'running' AND {TASKS.where}"
 SET = "UPDATE shard_buckets SET state = %s WHERE bucket = %s AND epoch = %s AND state = ANY(%s)"
@@ -126,9 +133,15 @@ async def _carry(shards: Shards, move: Move, *, within_s: float, forget: Forget)
 
 
 async def _cut_over(source: Link, target: Link, move: Move) -> dict[str, int] | None:
-    """The move itself; None while tasks of the bucket run."""
+    """The move itself; None while tasks of the bucket run, or when somebody else's locks were in the way."""
     if await _running(source, move.bucket):
         return None
+    with suppress(psycopg.errors.DeadlockDetected):
+        return await _copied(source, target, move)
+    return None
+
+
+async def _copied(source: Link, target: Link, move: Move) -> dict[str, int] | None:
     async with source.transaction():
         await _patiently(source)
         state = await (
@@ -207,14 +220,12 @@ async def _running(link: Link, bucket: int) -> list[str]:
 async def _arm(shards: Shards, name: str) -> None:
     """From now on every write of the shard asks whose the bucket is; what is under way is waited for."""
     async with _link(shards, name) as link:
-        seeded = await (await link.execute("SELECT count(*) FROM shard_buckets")).fetchone()
-        if seeded == (BUCKETS,):
+        if await (await link.execute(ENABLED)).fetchone() == (3,):
             return
-        async with link.transaction():
-            await link.execute(f"SET LOCAL lock_timeout = {ARM_LOCK_MS}")
-            for table, trigger in TRIGGERS:
-                await link.execute(f"ALTER TABLE {table} ENABLE TRIGGER {trigger}")
-            await link.execute(SEED, ["open" if name == shards.first else "moved", shards.first, BUCKETS - 1])
+        await link.execute(SEED, ["open" if name == shards.first else "moved", shards.first, BUCKETS - 1])
+        await link.execute(f"SET lock_timeout = {ARM_LOCK_MS}")
+        for statement in ENABLE:
+            await link.execute(statement)
 
 
 async def _patiently(link: Link) -> None:

@@ -10,17 +10,22 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from redis import Redis
+from sqlalchemy import insert
 
 from shared.broker.knobs import BrokerKnobs
 from shared.client import FleetClient
 from shared.contracts import bucket_in, bucket_of
 from shared.db.knobs import DbKnobs
 from shared.db.shards_file import parse_shards
+from shared.db.tables import messages
 from shared.ledger.moving import Done, move_bucket
+from shared.memory.context import session_key
 from shared.memory.knobs import MemoryKnobs
 from shared.settings import load
 from tests.integration.fleets import WAITING
 from tests.integration.soundness import broken_promises
+from tests.integration.terminal import fleet, fleet_json
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.opening import open_site
 from workers.ops.recipes import processes
@@ -38,6 +43,7 @@ class Twins:
 
     client: FleetClient
     dsn: dict[str, str]
+    env: dict[str, str]
 
     def ids_on(self, shard: str, table: str = "tasks", column: str = "id") -> set[UUID]:
         with psycopg.connect(self.dsn[shard]) as connection:
@@ -81,8 +87,7 @@ def twins(servers: BackgroundSupervisor, template: str, run_folder: Callable[[],
             specs.append(replace(processes.keeper(around, env=own, needs=()), name=f"keeper-{shard}"))
             specs.append(processes.worker(around, number, env=own, needs=()))
         topology = Topology(profile="embedded", specs=tuple(specs), env=env, replica_url=servers.replica_url)
-        fleet = stack.enter_context(BackgroundSupervisor(around, topology))
-        fleet.up()
+        stack.enter_context(BackgroundSupervisor(around, topology)).up()
         settings = replace(
             load(), db=knobs, broker=BrokerKnobs(url=broker),
             memory=MemoryKnobs(redis_url=env["FLEET_MEMORY_REDIS_URL"]),
@@ -90,7 +95,7 @@ def twins(servers: BackgroundSupervisor, template: str, run_folder: Callable[[],
         )  # fmt: skip
         client = FleetClient(settings)
         stack.callback(client.close)
-        yield Twins(client, dsn)
+        yield Twins(client, dsn, env)
         for name in names.values():
             assert broken_promises(f"{server}/{name}") == []
 
@@ -139,3 +144,26 @@ def test_a_bucket_moves_under_running_tasks_and_every_task_ends_once(twins: Twin
     mine = {*tasks, waiting.id}
     assert twins.ids_on(MAIN) & mine == set() and mine <= twins.ids_on(SECOND)
     assert twins.ids_on(MAIN, "shard_strays", "task_id") | twins.ids_on(SECOND, "shard_strays", "task_id") == set()
+
+
+def test_an_operator_sees_the_shards_moves_a_session_and_its_cache_is_forgotten(twins: Twins) -> None:
+    bucket = bucket_of("default", "told")
+    row = {"session_id": "told", "tenant": "default", "role": "user", "content": "hi", "ordinal": 0}
+    with twins.client.unit(shard_key="told") as unit:
+        unit.execute(insert(messages).values(**row))
+    with Redis.from_url(twins.env["FLEET_MEMORY_REDIS_URL"]) as cache:
+        cache.set(session_key("default", "told"), "with the numbers of the first shard")
+        cache.set(session_key("default", "other"), "stays")
+        done = fleet("db", "move-bucket", str(bucket), "--to", SECOND, env=twins.env)
+        assert done.stdout == f"Bucket {bucket} has moved from main to second: 1 messages.\n", done.stderr
+        assert cache.get(session_key("default", "told")) is None
+        assert cache.get(session_key("default", "other")) == b"stays"
+    assert fleet("db", "move-bucket", str(bucket), "--to", SECOND, env=twins.env).stdout.endswith(
+        "on second already.\n"
+    )
+    main, second = fleet_json("db", "shards", env=twins.env)
+    assert (main["shard"], second["shard"]) == (MAIN, SECOND)
+    assert main["buckets"] + second["buckets"] == 1024 and second["buckets"] >= 1
+    assert main["moving"] == second["moving"] == [] and main["strays"] == second["strays"] == 0
+    refused = fleet("db", "move-bucket", str(bucket), "--to", "third", env=twins.env)
+    assert refused.returncode and "no shard 'third' in the file of FLEET_DB_SHARDS" in refused.stderr
