@@ -7,7 +7,7 @@ commands know all: a unit of work with a key goes to the shard of its bucket, th
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from sqlalchemy import text
@@ -20,6 +20,8 @@ from shared.errors import DatabaseUnavailable, ShardMoved
 
 MAP_FOR_S = 5.0
 """Seconds for which a map is taken for right, unless somebody finds that it is not."""
+READ_S = 0.5
+"""Seconds that anybody waits for a map: a shard may hang, and a submit has less than a second in all."""
 ROWS = text("SELECT bucket, epoch, state, shard FROM shard_buckets")
 HOLD = text("SELECT state FROM shard_buckets WHERE bucket = :bucket FOR KEY SHARE")
 """Locks the bucket's row: whoever takes the bucket away waits for this transaction."""
@@ -42,22 +44,28 @@ class Shards:
         self.first = addresses[0].name
         self._map = ShardMap(self.first)
         self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
 
     async def map(self) -> ShardMap:
-        """Where the buckets are, read anew now and then.
+        """Where the buckets are, read anew now and then: of shards that are silent, what is known by then.
 
-        Raises: DatabaseUnavailable when no shard answers and none ever did.
+        An old map does no harm: each shard knows what it has not, refuses units for it, and keeps tasks for their home.
         """
-        if time.monotonic() - self._read_at > MAP_FOR_S:
-            async with self._reading:
-                if time.monotonic() - self._read_at > MAP_FOR_S:
-                    await self._read()
+        now = time.monotonic()
+        if self._reading is None or (self._reading.done() and now - self._read_at > MAP_FOR_S):
+            self._read_at = now
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(lambda read: read.cancelled() or read.exception())  # heard, awaited or not
+        reading = self._reading
+        if not reading.done():
+            await asyncio.wait({reading}, timeout=max(0.0, self._read_at + READ_S - now))
+        if reading.done() and not reading.cancelled():
+            reading.result()
         return self._map
 
     def doubt(self) -> None:
         """The map was wrong: read it anew before it is used again."""
-        self._read_at = float("-inf")
+        self._reading = None
 
     async def home_of(self, bucket: int) -> Home:
         """Where a bucket is."""
@@ -95,6 +103,9 @@ class Shards:
 
     async def close(self) -> None:
         """Close every connection."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
         await asyncio.gather(*(database.close() for database in self.databases.values()))
 
     async def _check(self, session: Any, look: Any, bucket: int, home: Home) -> None:
@@ -108,12 +119,8 @@ class Shards:
 
     async def _read(self) -> None:
         async def merge(name: str) -> None:
-            self._map = self._map.merged(await self.rows(name))
+            with suppress(DatabaseUnavailable):
+                self._map = self._map.merged(await self.rows(name))
 
         # gather makes tasks of them: a unit that is open here is not theirs
-        answers = await asyncio.gather(*(merge(name) for name in self.databases), return_exceptions=True)
-        problems = [answer for answer in answers if answer is not None]
-        for problem in problems:
-            if not isinstance(problem, DatabaseUnavailable) or (len(problems) == len(answers) and not self._map.moved):
-                raise problem
-        self._read_at = time.monotonic()
+        await asyncio.gather(*(merge(name) for name in self.databases))

@@ -12,9 +12,8 @@ from sqlalchemy import insert, select, text
 
 from shared.client import FleetClient
 from shared.contracts import FleetHeader, TaskMessage, bucket_in, bucket_of, keyed_task_id, with_bucket
-from shared.db.shards import Shards
 from shared.db.tables import messages
-from shared.errors import BadInput, CrossShard, DatabaseUnavailable, ShardMoved, UnknownTask, WrongState
+from shared.errors import BadInput, CrossShard, ShardMoved, UnknownTask, WrongState
 from shared.ledger import moving
 from shared.ledger.moving import Done, move_bucket
 from shared.ledger.strays import take_home
@@ -361,23 +360,6 @@ def test_an_unknown_task_is_unknown_on_every_shard(client: FleetClient, clusters
     for bucket in (BUCKET, BUCKET - 1):
         with pytest.raises(UnknownTask):
             client.status(with_bucket(uuid4(), bucket))
-
-
-async def test_while_a_shard_is_away_the_other_is_served(clusters: Clusters) -> None:
-    await move(clusters, BUCKET, SECOND)
-    async with shards_of(clusters) as shards:
-        assert (await shards.home_of(BUCKET)).shard == SECOND
-        shards.doubt()
-        broken = Shards.rows
-
-        async def rows(self: Shards, shard: str) -> Any:
-            if shard == SECOND:
-                raise DatabaseUnavailable("away")
-            return await broken(self, shard)
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Shards, "rows", rows)
-            assert (await shards.home_of(BUCKET)).shard == SECOND  # by the first one's word
 
 
 async def until(check: Callable[[], bool], *, within_s: float = 30.0) -> None:
