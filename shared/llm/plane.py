@@ -35,6 +35,8 @@ from shared.telemetry import llm_metrics as metrics
 log = structlog.get_logger()
 
 USUAL_AGENT = "chat"
+TENANTS_SHOWN = 100
+"""Tenants whose budgets are gauges: each is a question to Redis every few seconds. `fleet llm status` shows any."""
 PENDING = 200
 """Answers on their way to the cache at the same time; more are not kept."""
 LATENCY_WEIGHT = 0.1
@@ -189,7 +191,7 @@ class LLMPlane:
         """Tell operators: gauges of every model, spending, and the configuration."""
         for key in self.config.every_key():
             show(await self.gate.stats(key))
-        for tenant in (DEFAULT_TENANT, *self.config.tenants):
+        for tenant in [DEFAULT_TENANT, *self.config.tenants][:TENANTS_SHOWN]:
             show_left(tenant, await self.gate.left(self._budgets_of(tenant), tenant=tenant))
         if await self.book.flush(redis):
             with suppress(RedisError, OSError, TimeoutError):

@@ -1,6 +1,7 @@
 """Language models die under a running fleet and return: no task fails, and their own journals say who was asked."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -34,6 +35,8 @@ TIMEOUT_S = 8.0
 """Of one call: long enough for a healthy answer on a machine that is busy with other things."""
 OPEN_S = 1.0
 PROBES = 3
+BUSY_S = 2.0
+"""What 200 runs may add to any time on a busy machine."""
 BUDGET = 150
 SPENT = 18
 """Tokens that the providers say each answer took."""
@@ -55,7 +58,7 @@ agents:
   chat: {{cache: degraded}}
   ask.patient: {{when_down: wait}}
   ask.estate: {{run_budget: {{tokens: {BUDGET}}}}}
-ladder: {{recover_over_s: 0, static_answer: "Nobody is in."}}
+ladder: {{recover_over_s: 1, static_answer: "Nobody is in."}}
 """
 
 
@@ -195,8 +198,10 @@ def test_the_primary_dies_under_200_concurrent_runs_and_no_task_fails(
     assert {(level, who) for _, level, who, _ in answers} == {("L0", "first"), ("L1", "second")}
     assert "L0" in {level for at, level, _, _ in answers if at < died_at}
     assert set({run: level for _, level, _, run in answers}.values()) == {"L0"}, "in the end all hear the first again"
+    backup_s = min(at for at in second.journal if at > died) - died
+    assert backup_s <= TIMEOUT_S + BUSY_S, "the backup is asked within the first call's timeout"
     l1_s = min(at for at, level, _, _ in answers if level == "L1" and at > died_at) - died_at
-    assert l1_s <= TIMEOUT_S + ANSWER_S + 5, "the first call's timeout, one answer, and what 200 runs take here"
+    assert l1_s <= TIMEOUT_S + ANSWER_S + 2 * BUSY_S, "and has answered within its own time"
     probes = PROBES * (dead_s / OPEN_S + 1)
     assert extra <= (RUNS - waiting) + probes, "who was between two questions finds out once; then only probes go there"
     report = tasks[0].status().report or {}
@@ -209,6 +214,7 @@ def test_the_primary_dies_under_200_concurrent_runs_and_no_task_fails(
 def test_all_die_and_200_tasks_are_answered_from_the_cache_or_in_friendly_words_until_they_return(
     client: FleetClient, models: Models
 ) -> None:
+    eventually(lambda: answers_at(client, "L0"), within_s=20)
     known = ask(client, "a known question").result(60)
     assert (known["level"], known["endpoint"], known["model"]) == ("L0", "first", "first")
     died = models.die()
@@ -230,6 +236,13 @@ def test_all_die_and_200_tasks_are_answered_from_the_cache_or_in_friendly_words_
     returned = time.monotonic()
     eventually(lambda: answers_at(client, "L0"), within_s=60)
     print(f"{models.asked_since(died)} requests in {asked_s:.1f} s, L0 after {time.monotonic() - returned:.1f} s")
+
+
+def test_workers_say_at_their_start_what_their_models_share(fleet: BackgroundSupervisor) -> None:
+    lines = fleet.around.run.log("worker-1").read_text().splitlines()
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    (told,) = {one["warning"] for one in events if one.get("event") == "llm.shared_fate"}
+    assert told == "chain default: big and small fail together (failure domain 127.0.0.1)"
 
 
 def test_a_task_that_must_act_says_that_it_could_not(client: FleetClient, models: Models) -> None:
@@ -292,7 +305,7 @@ def test_operators_see_the_models_and_switch_them_under_running_workers(
     fleet: BackgroundSupervisor, client: FleetClient
 ) -> None:
     env = {name: fleet.env[name] for name in ("FLEET_DB_URL", "FLEET_BROKER_URL", "FLEET_MEMORY_REDIS_URL")}
-    assert answers_at(client, "L0")
+    eventually(lambda: answers_at(client, "L0"), within_s=20)
 
     def calls_today() -> Any:
         return sum(one["spent_today"]["calls"] for one in fleet_json("llm", "status", env=env)["models"]) > 0

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -180,6 +182,35 @@ async def test_watching_shows_one_picture_a_second_until_it_is_ended(plane: LLMP
         assert json.loads(await asyncio.wait_for(watching.stdout.readline(), 30))["models"]
     watching.send_signal(2)
     assert await asyncio.wait_for(watching.wait(), 10) in (0, 130)
+
+
+async def test_watching_in_a_terminal_is_a_table_that_changes_as_the_models_do(plane: LLMPlane, redis_url: str) -> None:
+    ours, theirs = os.openpty()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+    environment |= {
+        "FLEET_MEMORY_REDIS_URL": redis_url, "FLEET_DB_URL": "postgresql+psycopg://nobody@127.0.0.1:1/none",
+        "COLUMNS": "160", "TERM": "xterm",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "workers.ops.main", "llm", "status", "--watch"]
+    watching = await asyncio.create_subprocess_exec(*command, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    screen = await asyncio.to_thread(shown_until, ours, "closed", "small")
+    assert "endpoint" in screen and "forced-open" not in screen
+    await plane.gate.force_open("first:big", reason="seen on the screen")
+    await asyncio.to_thread(shown_until, ours, "forced-open", "seen on the screen", "by hand")
+    watching.send_signal(2)
+    assert await asyncio.wait_for(watching.wait(), 10) in (0, 130)
+    os.close(ours)
+
+
+def shown_until(terminal: int, *words: str) -> str:
+    """What a terminal was told until all the words were there."""
+    shown, end = "", time.monotonic() + 60
+    while not all(word in shown for word in words):
+        assert time.monotonic() < end, shown
+        if select.select([terminal], [], [], 1.0)[0]:
+            shown += os.read(terminal, 65536).decode(errors="replace")
+    return shown
 
 
 async def test_what_operators_see_holds_no_secret(plane: LLMPlane, redis: Redis) -> None:

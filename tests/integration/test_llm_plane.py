@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 import pytest_asyncio
@@ -21,13 +22,15 @@ from shared.memory.cache import open_redis
 from shared.memory.knobs import MemoryKnobs
 from shared.resilience.fail_open import open_gate_store
 from shared.resilience.knobs import StoreKnobs
-from tests.fakes.provider import Health, Provider
+from tests.fakes.provider import Provider
 from workers.ops.background import BackgroundSupervisor
 
 CALLERS = 200
 TIMEOUT_S = 6.0
 RECOVERY_S = 1.0
 PROBES = 3
+BUSY_S = 2.0
+"""What 200 callers in one process may add to any time on a busy machine."""
 FILE = f"""\
 version: 1
 endpoints:
@@ -133,21 +136,28 @@ async def until(condition: object, *, within_s: float) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("how", ["silent", "cut", "broken"])
-async def test_the_primary_dies_under_200_concurrent_calls_and_no_call_fails(world: World, how: Health) -> None:
+@pytest.mark.parametrize("how", ["silent", "cut", "broken", "gone"])
+async def test_the_primary_dies_under_200_concurrent_calls_and_no_call_fails(
+    world: World, how: Literal["silent", "cut", "broken", "gone"]
+) -> None:
     await world.chat("a worker has asked Redis and its model before it has 200 runs")
     async with world.callers(CALLERS):
         await until(lambda: world.levels()["L0"] >= CALLERS, within_s=60)
         assert world.levels().keys() == {"L0"}
 
-        died, in_flight = time.monotonic(), world.first.in_flight
-        world.first.die(how)
+        died, in_flight, port = time.monotonic(), world.first.in_flight, world.first.port
+        if how == "gone":
+            await world.first.close()  # connections are cut, and new ones refused
+        else:
+            world.first.die(how)
         await until(lambda: world.levels(died)["L1"] > 0, within_s=60)
         rest_s = TIMEOUT_S + RECOVERY_S if how == "silent" else 3 * RECOVERY_S
         await asyncio.sleep(max(0.0, died + rest_s - time.monotonic()))
         extra, dead_s = world.first.since(died), time.monotonic() - died
         stats = await world.plane.gate.stats("first:big")
 
+        if how == "gone":
+            await world.first.open(port)
         world.first.health, world.first.delay_s = "well", 0.2  # the sooner it answers, the sooner its limit has grown
         returned = time.monotonic()
         back_s = await until(lambda: world.levels(returned)["L0"] > CALLERS, within_s=120)
@@ -155,7 +165,7 @@ async def test_the_primary_dies_under_200_concurrent_calls_and_no_call_fails(wor
     assert world.errors == []
     assert world.levels().keys() <= {"L0", "L1"}
     first_l1_s = world.first_at("L1", died)
-    assert first_l1_s < 2 * TIMEOUT_S, "one call that is not answered in time, and no second one"
+    assert first_l1_s <= TIMEOUT_S + world.second.delay_s + BUSY_S, "the call's timeout and the backup's own time"
     rounds = dead_s / RECOVERY_S + 1
     assert extra <= CALLERS + PROBES * rounds, "each caller finds out once at most; then only probes go there"
     print(
