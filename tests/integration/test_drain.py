@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.client import FleetClient
+from shared.errors import TaskFailed
 from tests.integration.fleets import QUICK, WAITING, StartFleet
 from tests.integration.live import eventually
 from tests.integration.load import start_steps
@@ -88,8 +89,10 @@ def test_a_worker_leaves_in_time_whatever_its_agents_do_and_their_runs_are_hande
 ) -> None:
     more = {"FLEET_AGENTS": "tests.integration.leaving_agents", "FLEET_WORKER_DRAIN_S": "0.2"}
     with own_worker(fleet, 3, **more, FLEET_WORKER_CUT_S="0.2") as worker:
+        with pytest.raises(TaskFailed, match="the hard time limit passed"):
+            client.submit("leaving.overstays", {"diary": str(diaries / "overstays")}).result(30)
         tasks = [client.submit(f"leaving.{what}", {"diary": str(diaries / what)}) for what in ("clings", "blocks")]
-        eventually(lambda: len(list(diaries.iterdir())) == 2)
+        eventually(lambda: len(list(diaries.iterdir())) == 3)
         process = identify(fleet.pid(worker.name))
         fleet.suspend(worker.name)
         fleet.kill(worker.name, signal.SIGTERM)
