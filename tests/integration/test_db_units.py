@@ -217,9 +217,8 @@ async def test_an_exhausted_pool_says_who_holds_it(table: BackgroundSupervisor) 
 
         holders = [asyncio.create_task(hold(), name=f"holder-{number}") for number in (1, 2)]
         await asyncio.sleep(0.5)
-        with pytest.raises(PoolExhausted, match=r"all 2 of this process are in use.*holder-[12], holder-[12]"):
-            async with database.unit():
-                pass
+        with pytest.raises(PoolExhausted, match=r"all 2 of this process are in use.*holder-[12], holder-[12], waiter"):
+            await asyncio.create_task(hold(), name="waiter")
         release.set()
         await asyncio.gather(*holders)
 
