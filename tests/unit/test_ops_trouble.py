@@ -49,6 +49,19 @@ def test_a_full_disk_ends_a_command_with_its_remedy(
     )
 
 
+def test_a_connection_that_breaks_is_not_told_as_a_trouble_with_a_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hung_up(*_: Any) -> Any:
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    monkeypatch.setattr(commands, "inspect", hung_up)
+    assert typed("status", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == (
+        "Error: A server does not answer, or has hung up (Connection reset by peer): see `fleet status`.\n"
+    )
+
+
 def test_a_full_disk_is_told_to_whoever_starts_a_fleet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,8 @@ def of_system(error: OSError) -> Misconfigured:
     """What the operating system refused, with what to do."""
     where = f"{error.filename}: " if error.filename else ""
     why = error.strerror or str(error) or type(error).__name__
+    if isinstance(error, ConnectionError | TimeoutError):
+        return Misconfigured(f"A server does not answer, or has hung up ({why}): see `fleet status`.")
     if error.errno in FULL:
         return Misconfigured(f"{where}{why}: free some space, or choose another folder with --dir.")
     return Misconfigured(f"{where}{why}: see that it is there and yours, or choose another folder with --dir.")
