@@ -6,8 +6,8 @@ never older than it asked for: it waits, goes to the primary, or fails as Replic
 which replicas may be read from is looked up several times a second, never configured. A COMMIT whose answer was lost is
 CommitUnknown: do not write again what is not known to be missing.
 With one node nothing is looked up, and no unit pays for what it does not use.
-With several clusters, shards, a unit with a `shard_key` goes first to the cluster that has the key's bucket: `shards`. The
-buckets' homes are in the clusters themselves, with an epoch; triggers there hold back what is written on the wrong one.
+With several clusters, a unit with a `shard_key` goes first to the one that has the key's bucket: `shards`. The buckets'
+homes are in the clusters themselves, with an epoch; triggers there hold back what is written on the wrong one.
 For threads without a loop `sync_unit` offers the same units on blocking connections, placed by the same router.
 What it never does: choose a node per statement, write through a connection of a replica, repeat a unit, promote a
 node, or know what a task is: that is `ledger`.
