@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("shared", "workers", "migrations")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture
@@ -31,8 +32,11 @@ def stub(folder: Path, name: str, text: str) -> Path:
 
 
 def sh(script: Path, *, stubs: Path, here: Path | None = None, **env: str) -> "subprocess.CompletedProcess[str]":
-    path = f"{stubs}:{os.defpath}"
-    return subprocess.run(["sh", str(script)], cwd=here, env={"PATH": path, **env}, capture_output=True, text=True)
+    """Run a script as from a terminal: a signal that was ignored before it started could not be trapped."""
+    return subprocess.run(
+        ["sh", str(script)], cwd=here, env={"PATH": f"{stubs}:{os.defpath}", **env}, capture_output=True, text=True,
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in SIGNALS],
+    )  # fmt: skip
 
 
 def test_ci_runs_what_the_readme_says() -> None:
@@ -59,7 +63,7 @@ def test_an_ordinary_user_is_told_which_packages_are_missing(stubs: Path) -> Non
     assert {"rabbitmq-server", "postgresql"} <= set(found[1].split())
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", SIGNALS)
 def test_an_installation_that_is_interrupted_leaves_nothing_behind(
     stubs: Path, tmp_path: Path, signum: signal.Signals
 ) -> None:
