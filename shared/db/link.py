@@ -41,6 +41,8 @@ class Honest(psycopg.BaseConnection[Any]):
 
     limit_s: float | None = None
     """Seconds after which a silent server is given up and the connection cut."""
+    rollback_s: float | None = None
+    """As `limit_s`, for a ROLLBACK: it has nothing to compute, and whoever was cancelled waits for it."""
     writes: bool = True
     """Whether a refusal to write means that this server has been demoted, and not that somebody reads only."""
     marks_end: bool = False
@@ -135,7 +137,8 @@ class Link(Honest, psycopg.AsyncConnection[Any]):
         """Connect as psycopg does, within `connect_timeout`."""
         opened_at = time.monotonic()
         link = await cls.connect(**parameters)
-        link.limit_s, link.writes, link.opened_at = limit_s, writes, opened_at
+        link.limit_s = link.rollback_s = limit_s
+        link.writes, link.opened_at = writes, opened_at
         link.add_notice_handler(link._hear)
         return link
 
@@ -165,6 +168,19 @@ class Link(Honest, psycopg.AsyncConnection[Any]):
             async with asyncio.timeout(CANCEL_WITHIN_S):
                 await super()._try_cancel(timeout=CANCEL_WITHIN_S)
         self._shears = asyncio.get_running_loop().call_later(CANCEL_WITHIN_S, self._hang_up)
+
+    async def rollback(self) -> None:
+        """See psycopg; without a connection the server does it, and whatever led here is what a caller has to hear."""
+        if self.closed:
+            return
+        limit_s, self.limit_s = self.limit_s, self.rollback_s
+        try:
+            await super().rollback()
+        except psycopg.OperationalError:
+            if not self.closed:
+                raise
+        finally:
+            self.limit_s = limit_s
 
     async def commit(self) -> None:
         """Commit, and know afterwards whether the answer came; see `end`."""

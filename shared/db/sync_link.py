@@ -23,7 +23,8 @@ class SyncLink(Honest, psycopg.Connection[Any]):
         """Connect as psycopg does, within `connect_timeout`."""
         opened_at = time.monotonic()
         link = cls.connect(**parameters)
-        link.limit_s, link.writes, link.opened_at = limit_s, writes, opened_at
+        link.limit_s = link.rollback_s = limit_s
+        link.writes, link.opened_at = writes, opened_at
         link.add_notice_handler(link._hear)
         return link
 
@@ -39,6 +40,19 @@ class SyncLink(Honest, psycopg.Connection[Any]):
         except psycopg.Error as error:
             self._judge(error)
             raise
+
+    def rollback(self) -> None:
+        """See psycopg; without a connection the server does it, and whatever led here is what a caller has to hear."""
+        if self.closed:
+            return
+        limit_s, self.limit_s = self.limit_s, self.rollback_s
+        try:
+            super().rollback()
+        except psycopg.OperationalError:
+            if not self.closed:
+                raise
+        finally:
+            self.limit_s = limit_s
 
     def commit(self) -> None:
         """Commit, and know afterwards whether the answer came; see `end`."""

@@ -6,7 +6,7 @@ import signal
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import psycopg
@@ -48,7 +48,7 @@ async def any_door(table: BackgroundSupervisor, request: pytest.FixtureRequest) 
         async with door_to(table) as database:
             yield database
         return
-    database = Database(DbKnobs(url=url_of(table, PRIMARY)), application_name="single")
+    database = Database(DbKnobs(url=url_of(table, PRIMARY), answer_timeout_s=1.0), application_name="single")
     yield database
     await database.close()
 
@@ -77,20 +77,22 @@ async def test_the_callers_own_mistakes_pass_unchanged(any_door: Database, mista
         assert await unit.scalar(text("SELECT 1")) == 1
 
 
-async def test_a_unit_on_a_frozen_server_ends_when_its_caller_says_so(any_door: Database) -> None:
+@pytest.mark.parametrize("where", ["in a statement", "elsewhere"])
+async def test_a_unit_on_a_frozen_server_ends_when_its_caller_says_so(any_door: Database, where: str) -> None:
     async with any_door.unit() as unit:
         pid = int(await unit.scalar(PID) or 0)
 
     async def work() -> None:
         async with asyncio.timeout(1), any_door.unit() as unit:
             assert await unit.scalar(PID) == pid
-            with frozen(pid):
-                await unit.execute(text("SELECT 1"))
+            until_its_end.enter_context(frozen(pid))
+            await (unit.execute(text("SELECT 1")) if where == "in a statement" else asyncio.Event().wait())
 
-    began = time.monotonic()
-    with pytest.raises(TimeoutError):
-        await work()
-    assert time.monotonic() - began < AT_ONCE_S
+    with ExitStack() as until_its_end:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await work()
+        assert time.monotonic() - began < AT_ONCE_S
     async with any_door.unit() as unit:
         assert await unit.scalar(text("SELECT 1")) == 1
 
