@@ -14,15 +14,21 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from shared.client import FleetClient
+from shared.contracts import TaskMessage
 from shared.db.carriage import onward
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
-from shared.db.tokens import CausalToken, carrying, parse
+from shared.db.tokens import CausalToken, carrying, current, parse
+from shared.ledger.own_runs import overlooked
+from shared.ledger.poll import poll_held, poll_lost
+from shared.ledger.roster import enlist
+from shared.ledger.rows import accept_statement
 from shared.llm.messages import Message
 from shared.memory.cache import RedisCache, open_redis
 from shared.memory.knobs import MemoryKnobs
 from shared.memory.session import SessionMemory
 from shared.memory.truth import PostgresTruth
+from tests.integration.by_hand import ByHand, by_hand
 from tests.integration.fleets import fleet_of
 from tests.integration.live import eventually
 from tests.integration.load import celery_of, send_plain
@@ -236,3 +242,33 @@ async def settled(fleet: BackgroundSupervisor, token: CausalToken | None) -> Non
     for one in REPLICAS:
         await asyncio.to_thread(eventually, lambda one=one: ask(fleet, one, query, token.lsn) == [(True,)])  # type: ignore[misc]
     await asyncio.sleep(0.2)  # a look at them
+
+
+async def test_every_way_to_a_claim_says_what_was_committed_before_it_and_one_node_says_nothing(
+    fleet: BackgroundSupervisor, database: Database
+) -> None:
+    me = ByHand(database)
+    await enlist(database, worker=me.id, name="by-hand", host="here", pid=1, slots=10)
+    how: dict[str, Any] = {"worker": me.id, "agents": ["nobodys"], "priority": "normal", "slots": 5}
+    held_one, lost_one, sent_one = (TaskMessage("nobodys") for _ in range(3))
+    async with database.unit() as unit:
+        await unit.execute(accept_statement(held_one, dispatch_after_s=60.0, is_held=True))
+        await unit.execute(accept_statement(lost_one, dispatch_after_s=60.0))
+    before = own_place(fleet).lsn
+    with carrying(None):
+        claims = [one.claim for one in await poll_held(database, **how)]
+        claims += [one.claim for one in await poll_lost(database, lost_after_s=0.0, **how)]
+        claims += [claim for claim in [await me.runs.claim(sent_one)] if claim is not None]
+        assert current() is None, "what is claimed for others is not this task's to see"
+        strays = await overlooked(database, me.id, known=[])
+    assert [one.task_id for one in claims] == [held_one.id, lost_one.id, sent_one.id]
+    assert {one.claim.task_id for one in strays} == {one.task_id for one in claims}
+    for token in (*(one.token for one in claims), *(one.claim.token for one in strays)):
+        assert token is not None
+        assert before <= token.lsn <= own_place(fleet).lsn
+    async with by_hand(fleet.env["FLEET_DB_URL"]) as alone:
+        claim = await alone.runs.claim(TaskMessage("nobodys"))
+        assert claim is not None
+        assert claim.token is None
+    for worker in (me, alone):
+        await worker.commit.close()
