@@ -80,7 +80,10 @@ def test_twelve_processes_overspend_no_budget_though_redis_dies_in_the_middle(
     assert 0.95 * limit < spent <= limit + in_flight * (each + 50), "what was heard last is a call old"
     with redis.Redis.from_url(own_redis.url) as client:
         (purse,) = client.scan_iter("*:purse:*")
-        assert int(client.hget(purse, "t")) == spent, "all debts are paid"
+        charged = int(client.hget(purse, "t"))
+    assert spent <= charged <= spent + in_flight * each, (
+        "debts are paid; a question whose answer was lost stays charged"
+    )
 
 
 async def test_a_redis_that_hangs_delays_one_call_and_then_nobody(own_redis: OwnRedis) -> None:
