@@ -10,7 +10,7 @@ from kombu import Queue
 
 from shared.client import FleetClient, SubmittedTask
 from shared.contracts import QUEUE
-from shared.errors import FleetError, TaskCancelled
+from shared.errors import FleetError, TaskCancelled, TaskFailed
 from tests.integration.fleets import StartFleet
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
@@ -92,6 +92,20 @@ def test_a_message_of_any_celery_client_is_revoked_before_or_after_it_has_come(
         eventually(lambda: [ids for ids in (inspect.revoked() or {}).values() if task_id in ids])
         send()
     eventually(lambda: state_of(client, task_id) == "cancelled")
+
+
+@pytest.mark.parametrize("word", ["revoke", "terminate"])
+def test_a_run_that_came_straight_from_the_ledger_is_terminated_like_any_other(
+    celery: Celery, client: FleetClient, word: str
+) -> None:
+    task = client.submit("test.sleep", {"seconds": 60}, delay_s=0.2)
+    eventually(lambda: task.status().state == "running")
+    if word == "revoke":
+        celery.control.revoke(str(task.id), terminate=True)
+    else:
+        celery.control.terminate(str(task.id))
+    with pytest.raises(TaskFailed, match="revoked by an operator"):
+        task.result(30)
 
 
 def test_a_pool_that_cannot_grow_says_what_to_do(celery: Celery, fleet: BackgroundSupervisor) -> None:

@@ -19,6 +19,9 @@ log = structlog.get_logger()
 def take_over_commands() -> None:
     """Answer them here instead of Celery's own."""
     control.control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
+    control.control_command(
+        variadic="task_id", args=[("signal", str)], signature="<signal> [id1 [id2 [... [idN]]]]"
+    )(terminate)  # fmt: skip
 
 
 def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **kwargs: Any) -> Any:
@@ -31,13 +34,22 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     ids = [one for one in map(_as_id, words) if one is not None]
     log.info("worker.asked_to_revoke", tasks=words, terminate=bool(terminate))
     if ids:
-        asyncio.run_coroutine_threadsafe(_in_ledger(state, ids), state.consumer.pool.loop)
+        asyncio.run_coroutine_threadsafe(_in_ledger(state, ids, terminate=bool(terminate)), state.consumer.pool.loop)
     if terminate or len(ids) < len(words):
         return control.revoke(state, words, terminate=terminate, signal=signal, **kwargs)
     return control.ok(f"tasks {', '.join(words)} are cancelled unless they run; use terminate=True for those that do")
 
 
-async def _in_ledger(state: Any, ids: Sequence[UUID]) -> None:
+def terminate(state: Any, signal: Any, task_id: Any, **kwargs: Any) -> Any:
+    """Cancel tasks by id, also those that run."""
+    return revoke(state, task_id, terminate=True, signal=signal, **kwargs)
+
+
+async def _in_ledger(state: Any, ids: Sequence[UUID], *, terminate: bool) -> None:
+    active = state.app.fleet_host.active
+    for task_id in ids:
+        if terminate and task_id in active:  # Celery itself knows of no run that came straight from the ledger
+            active[task_id].cancel("revoked")
     unknown = await state.app.fleet_host.revoke(ids)
     if unknown:
         state.consumer.pool.mailbox.put(_flag, state, [str(one) for one in unknown])
