@@ -21,7 +21,9 @@ from shared.errors import DatabaseUnavailable, ShardMoved
 MAP_FOR_S = 5.0
 """Seconds for which a map is taken for right, unless somebody finds that it is not."""
 READ_S = 0.5
-"""Seconds that anybody waits for a map: a shard may hang, and a submit has less than a second in all."""
+"""Seconds that anybody waits for a map while an older one is known: a shard may hang."""
+FIRST_READ_S = 5.0
+"""Seconds that a unit of work waits for the first map; a submit, which has less than a second in all, waits READ_S."""
 ROWS = text("SELECT bucket, epoch, state, shard FROM shard_buckets")
 HOLD = text("SELECT state FROM shard_buckets WHERE bucket = :bucket FOR KEY SHARE")
 """Locks the bucket's row: whoever takes the bucket away waits for this transaction."""
@@ -45,9 +47,13 @@ class Shards:
         self._map = ShardMap(self.first)
         self._read_at = float("-inf")
         self._reading: asyncio.Task[None] | None = None
+        self._was_read = False
 
-    async def map(self) -> ShardMap:
+    async def map(self, *, first_within_s: float = FIRST_READ_S) -> ShardMap:
         """Where the buckets are, read anew now and then: of shards that are silent, what is known by then.
+
+        Args:
+            first_within_s: Seconds to wait when it was never read before; else READ_S.
 
         An old map does no harm: each shard knows what it has not, refuses units for it, and keeps tasks for their home.
         """
@@ -58,7 +64,8 @@ class Shards:
             self._reading.add_done_callback(lambda read: read.cancelled() or read.exception())  # heard, awaited or not
         reading = self._reading
         if not reading.done():
-            await asyncio.wait({reading}, timeout=max(0.0, self._read_at + READ_S - now))
+            within_s = READ_S if self._was_read else first_within_s
+            await asyncio.wait({reading}, timeout=max(0.0, self._read_at + within_s - now))
         if reading.done() and not reading.cancelled():
             reading.result()
         return self._map
@@ -67,9 +74,9 @@ class Shards:
         """The map was wrong: read it anew before it is used again."""
         self._reading = None
 
-    async def home_of(self, bucket: int) -> Home:
-        """Where a bucket is."""
-        return (await self.map()).home_of(bucket)
+    async def home_of(self, bucket: int, *, first_within_s: float = FIRST_READ_S) -> Home:
+        """Where a bucket is; see `map`."""
+        return (await self.map(first_within_s=first_within_s)).home_of(bucket)
 
     async def database_of(self, key: ShardKey) -> Database:
         """The database of the shard where the key's bucket is."""
@@ -124,3 +131,4 @@ class Shards:
 
         # gather makes tasks of them: a unit that is open here is not theirs
         await asyncio.gather(*(merge(name) for name in self.databases))
+        self._was_read = True

@@ -11,7 +11,7 @@ from uuid import UUID
 from shared.contracts import TaskMessage, bucket_in, with_bucket
 from shared.db.database import Database
 from shared.db.shard_map import check_here
-from shared.db.shards import LOOK, Shards
+from shared.db.shards import LOOK, READ_S, Shards
 from shared.errors import CrossShard, ResultPending, ShardMoved, UnknownTask
 from shared.ledger.intake import Intake
 from shared.ledger.rows import TaskView
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 LOOK_AGAIN_S = 1.0
 """Seconds after which whoever waits for a result looks whether the task has moved."""
+MOVED_WITHIN_S = 2.0
+"""Seconds that work on a task waits while its bucket is between two shards."""
 MOVING_S = 0.05
 """Seconds between two looks for a task that is on its way."""
 
@@ -50,18 +52,27 @@ class ShardedIntakes:
 
     async def of(self, task_id: UUID) -> Intake:
         """The intake of the shard that has the task's bucket. Raises: ShardMoved when it is a shard not known here."""
-        return self.on(self.shards.known((await self.shards.home_of(bucket_in(task_id))).shard))
+        home = await self.shards.home_of(bucket_in(task_id), first_within_s=READ_S)
+        return self.on(self.shards.known(home.shard))
 
     async def asking(self, task_id: UUID, work: Callable[[Intake], Awaitable[T]]) -> T:
-        """Work on a task that exists; once more with a new map when it is not where the map had it.
+        """Work on a task that exists; again with a new map when it is not where the map had it, or on its way.
 
-        Raises: ShardMoved while it is on its way.
+        Raises: ShardMoved when it is on its way for long; UnknownTask.
         """
-        try:
-            return await self._asking(task_id, work)
-        except (UnknownTask, ShardMoved):
+        until, was_unknown = time.monotonic() + MOVED_WITHIN_S, False
+        while True:
+            try:
+                return await self._asking(task_id, work)
+            except UnknownTask:
+                if was_unknown:
+                    raise
+                was_unknown = True
+            except ShardMoved:
+                if time.monotonic() > until:
+                    raise
             self.shards.doubt()
-            return await self._asking(task_id, work)
+            await asyncio.sleep(MOVING_S)
 
     async def finished(self, task_id: UUID, *, timeout_s: float) -> TaskView:
         """Wait for a task's end, wherever it is meanwhile; see `views.finished`."""

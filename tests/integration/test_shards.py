@@ -12,9 +12,10 @@ from sqlalchemy import insert, select, text
 
 from shared.client import FleetClient
 from shared.contracts import FleetHeader, TaskMessage, bucket_in, bucket_of, keyed_task_id, with_bucket
+from shared.db.link import Link
 from shared.db.tables import messages
 from shared.errors import BadInput, CrossShard, ShardMoved, UnknownTask, WrongState
-from shared.ledger import moving
+from shared.ledger import bucket_rows, moving
 from shared.ledger.moving import Done, move_bucket
 from shared.ledger.strays import take_home
 from tests.integration.by_hand import by_hand
@@ -253,6 +254,29 @@ async def test_a_task_that_runs_for_too_long_stops_the_move_and_nothing_is_chang
 
 PAST = ("_open", MAIN)
 """The source has let go: there is only one way to go on."""
+
+
+async def test_a_cancel_in_the_moment_of_the_move_reaches_the_task_where_it_is_then(
+    client: FleetClient, clusters: Clusters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = await client.asubmit("nobody", session=SESSION)
+    cancelling: list[asyncio.Task[Any]] = []
+    really = bucket_rows.copy
+
+    def is_somebody_waiting() -> bool:
+        return bool(clusters.ask(MAIN, "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+    async def copy(source: Link, target: Link, bucket: int) -> None:
+        cancelling.append(asyncio.create_task(client.acancel(task.id)))
+        await until(is_somebody_waiting)
+        await really(source, target, bucket)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(moving, "copy", copy)
+        assert await move(clusters, BUCKET, SECOND) is not None
+    assert (await cancelling[0]).state == "cancelled"
+    assert clusters.ask(SECOND, "SELECT id, state FROM tasks") == [(task.id, "cancelled")]
+    await client.aclose()
 
 
 class Cut(Exception):

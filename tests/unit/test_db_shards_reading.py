@@ -77,12 +77,26 @@ async def test_a_shard_that_is_silent_is_waited_for_once_and_not_by_everybody_in
     shards: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "READ_S", 0.01)
+    await shards.map()
+    shards.doubt()
     shards.silent, shards.answers["second"] = {"main"}, [THERE]
     async with asyncio.timeout(5):
         assert await shards.home_of(7) == Home("second", 1)
         for _ in range(1000):
             await shards.map()
-    assert shards.asked == 2
+    assert shards.asked == 4
+
+
+async def test_the_first_map_is_waited_for_longer_but_not_by_a_submit(
+    shards: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "READ_S", 0.01)
+    shards.silent = {"second"}
+    async with asyncio.timeout(4):
+        assert await shards.home_of(7, first_within_s=0.01) == Home("main")
+    unit = asyncio.create_task(shards.home_of(7))
+    assert not (await asyncio.wait({unit}, timeout=0.1))[0]
+    unit.cancel()
 
 
 async def test_a_shard_that_no_file_names_is_not_gone_to(shards: Told) -> None:
