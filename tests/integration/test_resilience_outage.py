@@ -82,7 +82,7 @@ def test_twelve_processes_overspend_no_budget_though_redis_dies_in_the_middle(
         (purse,) = client.scan_iter("*:purse:*")
         charged = int(client.hget(purse, "t"))
     assert spent <= charged <= spent + in_flight * each, (
-        "debts are paid; a question whose answer was lost stays charged"
+        "debts are paid; what was lost unanswered stays charged"
     )
 
 
