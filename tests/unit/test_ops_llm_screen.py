@@ -1,10 +1,15 @@
 """`fleet llm status` as people see it, and which fleets bring a model of their own."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
+from shared.llm.config_file import read_text
+from shared.llm.rules import key_rules
+from shared.resilience.gate import Gate
+from shared.resilience.memory_store import MemoryStore
+from workers.ops.llm_commands import Desk, facts, keys_of
 from workers.ops.llm_screen import table
 from workers.ops.main import _wish
 
@@ -85,3 +90,32 @@ def test_a_fleet_brings_a_model_of_its_own_unless_it_is_told_of_another(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "x")
     assert _wish("embedded", workers=1, replicas=1, sync=False, fleet=True).model is own
+
+
+OPEN_FILE = """\
+version: 1
+endpoints: {first: {base_url: "http://one.test/v1"}, second: {base_url: "http://two.test/v1"}}
+models: {big: {endpoint: first}, small: {endpoint: second}}
+chains: {default: [big, small]}
+unlisted_models: true
+"""
+
+
+class NoBook:
+    """A Redis in which nothing was spent."""
+
+    async def hgetall(self, name: str) -> dict[bytes, bytes]:
+        return {}
+
+
+async def test_an_operators_switch_of_an_endpoint_reaches_the_models_that_nobody_listed() -> None:
+    config = read_text(OPEN_FILE, source="llm.yaml", environment={}).config
+    assert keys_of(config, "first") == ["first:*", "first:big"]
+    assert (keys_of(config, "first:*"), keys_of(config, "small")) == (["first:*"], ["second:small"])
+    gate = Gate(MemoryStore(), key_rules(config))
+    desk = Desk(cast(Any, NoBook()), config, gate)
+    assert [one["model"] for one in (await facts(desk))["models"]] == ["big", "small"]
+    for key in keys_of(config, "first"):
+        await gate.force_open(key, reason="a drill")
+    shown = {one["model"]: one["state"] for one in (await facts(desk))["models"]}
+    assert shown == {"big": "forced-open", "small": "closed", "any other": "forced-open"}
