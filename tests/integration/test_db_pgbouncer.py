@@ -14,13 +14,17 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
+from shared.contracts import TaskMessage
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
 from shared.db.tokens import carrying
 from shared.errors import Misconfigured, ReadOnlyUnit
+from shared.ledger.roster import enlist
+from shared.ledger.rows import accept_statement
+from tests.integration.by_hand import ByHand
 from tests.integration.live import eventually
 from tests.integration.nodes import ask, dsn, group_of
-from tests.integration.trio import FIRST, PRIMARY, trio, url_of
+from tests.integration.trio import FIRST, PRIMARY, migrate, trio, url_of
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.ports import free_port
 
@@ -46,8 +50,8 @@ Urls = dict[str, str]
 def poolers(trio: BackgroundSupervisor, run_folder: Callable[[], Path]) -> Iterator[Urls]:
     """A PgBouncer before the primary and one before a replica; their addresses."""
     ask(trio, PRIMARY, "CREATE TABLE kept (id int PRIMARY KEY)")
-    beat = "CREATE TABLE db_heartbeat AS SELECT clock_timestamp() - interval '1 hour' AS beat_at"
-    ask(trio, PRIMARY, beat)
+    migrate(url_of(trio, PRIMARY))
+    ask(trio, PRIMARY, "UPDATE db_heartbeat SET beat_at = clock_timestamp() - interval '1 hour'")
     folder = run_folder()
     folder.mkdir()
     folder.chmod(0o777)
@@ -153,6 +157,22 @@ async def test_heartbeats_wait_for_no_standby_and_other_clients_still_do(
     while await asyncio.to_thread(ask, trio, PRIMARY, fresh) != [(True,)]:
         assert time.monotonic() < deadline
     assert await each_connection(database, "SHOW synchronous_commit") == {"on"}
+
+
+async def test_a_task_is_accepted_claimed_journaled_and_finished_through_it(database: Database) -> None:
+    worker = ByHand(database)
+    message = TaskMessage("a")
+    try:
+        await enlist(database, worker=worker.id, name="pooled", host="here", pid=1, slots=10)
+        async with database.unit() as unit:
+            await unit.execute(accept_statement(message, dispatch_after_s=1.0))
+        claim = await worker.claim(message.id)
+        assert await worker.steps(claim, "one", "two") == ["one", "two"]
+        await worker.runs.succeed(claim, {"said": "hi"}, {})
+        assert (await worker.row(message.id)).state == "succeeded"
+        assert len(await worker.all("SELECT 1 FROM steps WHERE task_id = :id", id=message.id)) == 2
+    finally:
+        await worker.commit.close()
 
 
 async def test_what_needs_a_connection_of_its_own_goes_past_the_pooler(
