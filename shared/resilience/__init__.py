@@ -7,6 +7,6 @@ the same machine goes on in memory. The decisions are pure (`circuit`, `lanes`, 
 their twins and pass the same tests.
 What it never does: know what is called. A key is a text; models, brokers and databases are for the rooms above. It
 never holds a lock during a guarded call, and never lets a call fail because its own store is away.
-Who may enter: every room above, through `gate`, `fleet_breaker`, `retry`, `deadline`, `knobs` and `spending`; and through
-`line.heard_within` whoever waits for Redis in a process that may be late itself.
+Who may enter: every room above, through `gate`, `fleet_breaker`, `retry`, `deadline`, `knobs` and `spending`; whoever
+waits for Redis in a process that may be late itself, through `line.heard_within`.
 """

@@ -209,8 +209,8 @@ class Gate:
 
         Raises:
             CircuitOpen: the breaker refuses (a BreakerOpen and a pybreaker CircuitBreakerError).
-            Throttled: a limit refuses, or this process's share of a budget while the fleet cannot be asked, and the wait
-                is too long.
+            Throttled: a limit refuses, or this process's share of a budget while the fleet cannot be asked, and the
+                wait is too long.
             BudgetSpent: a budget has not enough left.
         """
         ask = Ask(
