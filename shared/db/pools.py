@@ -44,7 +44,7 @@ def connect_args(knobs: DbKnobs, *, application_name: str, is_direct: bool = Fal
         "tcp_user_timeout": 20_000,
     }
     if knobs.pooler == "none" or is_direct:
-        parameters["options"] = f"-c statement_timeout={round(knobs.statement_timeout_s * 1000)}"
+        parameters["options"] = f"-c statement_timeout={round(knobs.statement_timeout_s * 1000)} -c jit=off"
     else:
         parameters["prepare_threshold"] = None
     return parameters

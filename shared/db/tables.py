@@ -91,6 +91,16 @@ tasks = Table(
         postgresql_where=text("deadline_at IS NOT NULL AND state IN ('queued', 'running', 'waiting', 'parked')"),
     ),
     Index("tasks_parent_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    Index(
+        "tasks_awaiting_idx",
+        "id",
+        postgresql_where=text("state = 'waiting' AND (waiting_for -> 'ids') IS NOT NULL"),
+    ),
+    Index(
+        "tasks_kin_idx",
+        "parent_id",
+        postgresql_where=text("parent_id IS NOT NULL AND state IN ('queued', 'running', 'waiting', 'parked')"),
+    ),
     Index("tasks_parked_idx", "agent", postgresql_where=text("state = 'parked'")),
     Index("tasks_failed_idx", "finished_at", postgresql_where=text("state = 'failed' AND discarded_at IS NULL")),
     Index("tasks_running_idx", "worker_id", postgresql_where=text("state = 'running'")),

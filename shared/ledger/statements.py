@@ -30,10 +30,11 @@ tries one anew, it writes how the last try ended."""
 NO_CHILD_RUNS = """EXISTS (
         SELECT FROM json_array_elements(coalesce(t.waiting_for -> 'groups', json_build_array(t.waiting_for -> 'ids'))) g
         WHERE NOT EXISTS (
-            SELECT FROM tasks c WHERE c.state IN ('queued', 'running', 'waiting', 'parked')
-              AND c.id IN (SELECT CAST(i AS uuid) FROM json_array_elements_text(g) i)))"""
+            SELECT FROM json_array_elements_text(g) i
+            WHERE (SELECT c.state FROM tasks c WHERE c.id = CAST(i AS uuid))
+                IN ('queued', 'running', 'waiting', 'parked')))"""
 """Whether all children have ended for whom one branch of a waiting task `t` waits. By their ids alone: a fork waits for
-children whose parent is the original."""
+children whose parent is the original. Each child by its key: as a join it is planned as a look at every task."""
 
 ACCEPTED = (
     f"json_to_recordset(%(accept)s::json) AS x({TASK_TYPES}, published bool, redispatch_s float8, parent_epoch int)"
