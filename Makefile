@@ -30,8 +30,8 @@ check: $(STAMP)  ## ruff, mypy, import contracts, house and unit tests: under a 
 	$(BIN)/python -m pytest -q tests/house tests/unit tests/property tests/contract; tests=$$?; \
 	wait $$types; types=$$?; cat $$told; exit $$((tests + types))
 
-chaos: $(STAMP) servers  ## the storm, the ledger's model, the database's nodes at length; FLEET_CHAOS_SEED=N replays a storm
-	@FLEET_CHAOS=long $(BIN)/python -m pytest -q -s tests/chaos tests/integration/test_ledger_stateful.py \
+chaos: $(STAMP) servers  ## the storm, the ledger's model, the database's nodes at length; CHAOS_SEED=N replays a storm
+	@CHAOS=long $(BIN)/python -m pytest -q -s tests/chaos tests/integration/test_ledger_stateful.py \
 	    tests/integration/test_db_causal.py tests/integration/test_db_failover.py $(ARGS)
 
 up: $(STAMP) servers  ## the full topology on this machine, left running

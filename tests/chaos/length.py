@@ -1,4 +1,4 @@
-"""How long chaos lasts: bounded as part of the suite, or at length (FLEET_CHAOS=long, which `make chaos` sets)."""
+"""How long chaos lasts: bounded as part of the suite, or at length (CHAOS=long, which `make chaos` sets)."""
 
 import os
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ LONG = Length(tasks=2000, storm_s=240.0, outage_s=30.0, examples=600, moves=12, 
 
 
 def length() -> Length:
-    """As the environment asks; FLEET_CHAOS_EXAMPLES overrides the number of histories."""
-    asked = LONG if os.environ.get("FLEET_CHAOS") == "long" else SHORT
-    examples = int(os.environ.get("FLEET_CHAOS_EXAMPLES", asked.examples))
+    """As the environment asks; CHAOS_EXAMPLES overrides the number of histories."""
+    asked = LONG if os.environ.get("CHAOS") == "long" else SHORT
+    examples = int(os.environ.get("CHAOS_EXAMPLES", asked.examples))
     return replace(asked, examples=examples)

@@ -18,7 +18,7 @@ from workers.ops.background import BackgroundSupervisor
 from workers.ops.surroundings import ROOT
 
 PROCESSES = 8
-ROUNDS = 8 if os.environ.get("FLEET_CHAOS") == "long" else 1
+ROUNDS = 8 if os.environ.get("CHAOS") == "long" else 1
 
 
 @pytest.fixture(scope="module")

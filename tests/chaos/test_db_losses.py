@@ -24,7 +24,7 @@ from tests.integration.trio import door_to, router_of
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.replication.failover import Wish
 
-FAILOVERS = 20 if os.environ.get("FLEET_CHAOS") == "long" else 2
+FAILOVERS = 20 if os.environ.get("CHAOS") == "long" else 2
 WRITERS = 4
 UNSENT_S = 0.3
 

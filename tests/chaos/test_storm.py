@@ -1,6 +1,6 @@
 """The storm: thousands of tasks while workers, keepers and the broker are killed, frozen and restarted; then the books.
 
-What the world outside has counted is compared with the ledger. The seed is printed; FLEET_CHAOS_SEED replays its plan.
+What the world outside has counted is compared with the ledger. The seed is printed; CHAOS_SEED replays its plan.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Order:
 @pytest.fixture(scope="module")
 def seed() -> int:
     """What the storm is drawn from."""
-    return int(os.environ.get("FLEET_CHAOS_SEED", random.SystemRandom().randrange(10**6)))
+    return int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_storm_loses_nothing_and_repeats_nothing(
         with capsys.disabled():
             print(f"  storm: {text}", flush=True)
 
-    say(f"seed {seed} (FLEET_CHAOS_SEED={seed} replays the plan), {asked.tasks} tasks in {asked.storm_s:g} s")
+    say(f"seed {seed} (CHAOS_SEED={seed} replays the plan), {asked.tasks} tasks in {asked.storm_s:g} s")
     todo = orders(rng, asked.tasks, counter.url)
     accepted: dict[UUID, Order] = {}
     client = client_of(fleet)

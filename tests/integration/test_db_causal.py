@@ -18,7 +18,7 @@ from tests.integration.nodes import ask, group_of, nodes_in
 from tests.integration.trio import door_to, router_of
 from workers.ops.background import BackgroundSupervisor
 
-READS = 10_000 if os.environ.get("FLEET_CHAOS") == "long" else 1_200
+READS = 10_000 if os.environ.get("CHAOS") == "long" else 1_200
 KEYS = 6
 GIVE_UP_S = 180 + READS / 10
 PAUSE_S = 0.3

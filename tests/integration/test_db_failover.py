@@ -15,7 +15,7 @@ from workers.ops.census import identify, is_alive
 from workers.ops.replication.failover import Outcome, Wish
 from workers.ops.replication.refusals import AlreadyPrimary, ReplicaBehind, ReplicaUnseen
 
-FAILOVERS = 20 if os.environ.get("FLEET_CHAOS") == "long" else 3
+FAILOVERS = 20 if os.environ.get("CHAOS") == "long" else 3
 HOW = ("killed", "frozen", "alive")
 HOW_IT_ENDS = {"killed": "was down", "frozen": "killed", "alive": "stopped in order"}
 PARTS = ("detect", "fence", "drain", "promote", "writable", "follow", "rejoin")
