@@ -2,8 +2,8 @@
 
 Two databases on the same server, one empty, one filled with `generate_series` (each finished task with two steps),
 analysed and vacuumed; sampled in turns, so that what else the machine does hits both. `claim`: a task that was just
-accepted becomes a worker's own. `dispatch`: a task whose time has come is woken as the keeper does and polled as a
-worker does. Ratios of medians.
+accepted becomes a worker's own. `dispatch`: a task whose time has come is woken as the keeper does, with all its looks
+for lost, overdue, bereft and orphaned tasks, and polled as a worker does. Ratios of medians.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from shared.contracts import FleetHeader, TaskMessage
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
 from shared.ledger.dispatch import lost, overdue_held
+from shared.ledger.families import cancel_orphans, wake_bereft
 from shared.ledger.group_commit import GroupCommit
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.poll import poll_held
@@ -172,6 +173,9 @@ async def dispatch(ledger: Ledger, commit: GroupCommit, runs: Runs, knobs: Ledge
         await wake_due(unit, limit=100)
     await lost(ledger.database, limit=100, again_after_s=30)
     await overdue_held(ledger.database, held_after_s=5, limit=100)
+    async with ledger.database.unit() as unit:
+        await wake_bereft(unit, limit=100)
+    await cancel_orphans(ledger.database, limit=100)
     polled = await poll_held(
         ledger.database, worker=ledger.worker, agents=[message.agent], priority="normal", slots=8
     )  # fmt: skip

@@ -2,12 +2,14 @@
 
 Ours: submit (ledger row on disk, publish confirmed), claim, acknowledge, one journaled step (intent and result on
 disk), finish on disk; events on, as shipped. From just before the first submit to the last `finished_at` of the ledger.
-The peer: `tests.bench.peer`; from just before the first send to the end of the last body. Both once unmeasured to warm
+Our producer has 256 submits open
+at once. The peer: `tests.bench.peer`, whose calls block, sends from 32 threads; from just before the first send to the
+end of the last body. Both once unmeasured to warm
 up, then in turns, medians.
 
 `noop.rate_dbos`, `noop.rate_procrastinate`: our rate again, beside peers that keep their tasks in PostgreSQL too: DBOS
 Transact (a workflow with one step) and Procrastinate (a task; it journals no steps), on the same server, right after,
-one at a time, each with one producer and one worker of its own, 32 submits and 100 tasks at once.
+one at a time, each with one producer and one worker of its own, 256 submits and 100 tasks at once.
 """
 
 import time
@@ -112,8 +114,7 @@ def theirs(producer: peer.Producer, count: int) -> float:
     """Seconds from the first send to the end of the last body."""
     run = uuid4().hex
     began = time.time()
-    for _ in range(count):
-        producer.send("peer.noop", run, count, producer.ear.port)
+    producer.send_many("peer.noop", count, run, count, producer.ear.port)
     submitted = time.time()
     ended = producer.ear.hear(within_s=WITHIN_S) / 1e9
     say(f"    sent in {submitted - began:.1f} s, finished in {ended - began:.1f} s")

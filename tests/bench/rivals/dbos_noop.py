@@ -11,7 +11,8 @@ from dbos import DBOS, DBOSClient  # type: ignore[import-not-found]
 QUEUE = "bench"
 POLL_S = 0.02
 """Between two looks of the worker for work; the default of 1 s would idle most of the time."""
-AT_ONCE = 32
+AT_ONCE = 256
+"""Submits that the producer has open at once, as ours has."""
 IN_WORK = 100
 DONE = "SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS' AND workflow_uuid LIKE :mine"
 

@@ -1,4 +1,4 @@
-"""Procrastinate: one asynchronous task, deferred one by one, run by one worker; it keeps no journal of steps."""
+"""Procrastinate: one asynchronous task, deferred by one producer, run by one worker; it keeps no journal of steps."""
 
 import asyncio
 import sys
@@ -6,7 +6,8 @@ import time
 
 from procrastinate import App, PsycopgConnector  # type: ignore[import-not-found]
 
-AT_ONCE = 32
+AT_ONCE = 256
+"""Submits that the producer has open at once, as ours has."""
 IN_WORK = 100
 DONE = "SELECT count(*) AS n FROM procrastinate_jobs WHERE status = 'succeeded' AND lock LIKE %(mine)s"
 
