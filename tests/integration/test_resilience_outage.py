@@ -81,9 +81,7 @@ def test_twelve_processes_overspend_no_budget_though_redis_dies_in_the_middle(
     with redis.Redis.from_url(own_redis.url) as client:
         (purse,) = client.scan_iter("*:purse:*")
         charged = int(client.hget(purse, "t"))
-    assert spent <= charged <= spent + in_flight * each, (
-        "debts are paid; what was lost unanswered stays charged"
-    )
+    assert spent <= charged <= spent + in_flight * each, "debts are paid; what was lost unanswered stays charged"
 
 
 async def test_a_redis_that_hangs_delays_one_call_and_then_nobody(own_redis: OwnRedis) -> None:
