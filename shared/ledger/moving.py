@@ -229,7 +229,9 @@ async def _arm(shards: Shards, name: str) -> None:
 
 
 async def _patiently(link: Link) -> None:
-    await link.execute(f"SET LOCAL statement_timeout = {round(COPY_S * 1000)}")
+    """Time for the copy, and no more: a command that is frozen in it does not keep the bucket locked for ever."""
+    for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+        await link.execute(f"SET LOCAL {limit} = {round(COPY_S * 1000)}")
 
 
 @asynccontextmanager
