@@ -144,25 +144,27 @@ async def sample(ledger: Ledger) -> None:
     knobs = LedgerKnobs()
     await beat(ledger.database, ledger.worker, is_draining=False)
     commit = GroupCommit(ledger.database, knobs, worker=ledger.worker, when_down="raise")
+    producing = GroupCommit(ledger.database, knobs, worker=None, when_down="raise")
     runs = Runs(ledger.database, commit, knobs)
     for _ in range(SAMPLES):
         message = TaskMessage("bench-noop", {}, fleet=FleetHeader(tenant="tenant-1"))
-        await accept(commit, message, knobs, published=True)
+        await accept(producing, message, knobs, published=True)
         began = time.perf_counter()
         claim = await runs.claim(message)
         ledger.claims.append((time.perf_counter() - began) * 1000)
         if claim is None:
             raise BenchFailed("a fresh task could not be claimed")
         await runs.succeed(claim, None, {})
-        await dispatch(ledger, commit, runs, knobs)
+        await dispatch(ledger, producing, runs, knobs)
     await commit.close()
+    await producing.close()
     await asyncio.sleep(0)
 
 
-async def dispatch(ledger: Ledger, commit: GroupCommit, runs: Runs, knobs: LedgerKnobs) -> None:
+async def dispatch(ledger: Ledger, producing: GroupCommit, runs: Runs, knobs: LedgerKnobs) -> None:
     """From a keeper's look at timers and messages to a worker's claim."""
     message = TaskMessage("bench-noop", {}, fleet=FleetHeader(tenant="tenant-2"))
-    await accept(commit, message, knobs, published=False)
+    await accept(producing, message, knobs, published=False)
     async with ledger.database.unit() as unit:
         connection = await unit.connection()
         await connection.exec_driver_sql(

@@ -2,10 +2,8 @@
 
 Ours: submit (ledger row on disk, publish confirmed), claim, acknowledge, one journaled step (intent and result on
 disk), finish on disk; events on, as shipped. From just before the first submit to the last `finished_at` of the ledger.
-Our producer has 256 submits open
-at once. The peer: `tests.bench.peer`, whose calls block, sends from 32 threads; from just before the first send to the
-end of the last body. Both once unmeasured to warm
-up, then in turns, medians.
+Our producer has 256 submits open at once. The peer: `tests.bench.peer`, whose calls block, sends from 32 threads; from
+just before the first send to the end of the last body. Both once unmeasured to warm up, then in turns, medians.
 
 `noop.rate_dbos`, `noop.rate_procrastinate`: our rate again, beside peers that keep their tasks in PostgreSQL too: DBOS
 Transact (a workflow with one step) and Procrastinate (a task; it journals no steps), on the same server, right after,
