@@ -10,7 +10,7 @@ from shared.resilience.spending import Budget, Left, Short, Spent
 
 Denial = Literal[
     "", "breaker", "not_before", "requests", "input_tokens", "output_tokens", "concurrency", "retry_budget", "budget",
-    "budget_share",
+    "budget_held", "budget_share",
 ]  # fmt: skip
 Scope = Literal["key", "tenant"]
 

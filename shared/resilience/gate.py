@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import structlog
@@ -27,6 +27,7 @@ from shared.resilience.exchange import (
     unsent,
 )
 from shared.resilience.fleet_breaker import FleetBreaker, circuit_open
+from shared.resilience.holds import HELD_WAIT_S, Holds
 from shared.resilience.knobs import KeyRules
 from shared.resilience.outcome import Learn
 from shared.resilience.spending import Budget, Left
@@ -182,6 +183,7 @@ class Gate:
         self._on_transition = on_transition
         self._modes: dict[str, Mode] = {}
         self._breakers: dict[str, FleetBreaker] = {}
+        self._holds = Holds()
 
     async def admit(
         self,
@@ -209,8 +211,8 @@ class Gate:
 
         Raises:
             CircuitOpen: the breaker refuses (a BreakerOpen and a pybreaker CircuitBreakerError).
-            Throttled: a limit refuses, or this process's share of a budget while the fleet cannot be asked, and the
-                wait is too long.
+            Throttled: a limit refuses, or calls under way hold what is left of a budget, or this process's share of one
+                is spent while the fleet cannot be asked; and the wait is too long.
             BudgetSpent: a budget has not enough left.
         """
         ask = Ask(
@@ -220,7 +222,9 @@ class Gate:
         patience_s = clamped(wait_up_to_s)
         while True:
             answer = await self._asked(ask)
-            permit = None if answer.denial else Permit(self, ask, answer)
+            permit = None if answer.denial else self._permit(ask, answer)
+            if self._holds.will_do(ask, answer):
+                answer = replace(answer, denial="budget_held", retry_after_s=HELD_WAIT_S)
             try:
                 self._saw(key, answer.mode, answer.reason, answer.retry_after_s)
                 if permit is not None:
@@ -253,6 +257,7 @@ class Gate:
     async def settle(self, settlement: Settlement, error: BaseException | None = None) -> Settled:
         """Book how a call ended; called by permits."""
         key = settlement.ask.key
+        self._holds.release(settlement.ask)
         settled = await self._store.settle(settlement)
         self._tell(key, lambda breaker: breaker.learned(settlement.learn, error))
         self._saw(key, settled.old, settled.reason, None)
@@ -294,6 +299,10 @@ class Gate:
     async def aclose(self) -> None:
         """Close the store."""
         await self._store.aclose()
+
+    def _permit(self, ask: Ask, answer: Answer) -> Permit:
+        self._holds.hold(ask)
+        return Permit(self, ask, answer)
 
     async def _asked(self, ask: Ask) -> Answer:
         """Ask to the end also when the caller is cancelled meanwhile: what it is then admitted with must go back."""
@@ -346,6 +355,7 @@ def refusal(ask: Ask, answer: Answer) -> BreakerOpen | Throttled | BudgetSpent:
     words = {
         "not_before": "asked not to be called",
         "retry_budget": "has no retries left",
+        "budget_held": "must wait for calls under way: they hold what is left of a budget",
         "budget_share": "would cost more than this process's share of a budget, and the fleet cannot be asked for more",
     }
     what = words.get(answer.denial, f"is at its limit of {answer.denial.replace('_', ' ')}")

@@ -95,7 +95,7 @@ async def test_a_budget_that_cannot_pay_is_named(world: World) -> None:
         ("day", None, 0.5 - 0.4),
     ]
     with pytest.raises(BudgetSpent) as caught:
-        await world.gate.admit(KEY, tokens_in=1, cost=0.2, budgets=budgets)
+        await world.gate.admit(KEY, tokens_in=1, cost=0.6, budgets=budgets)
     assert caught.value.message == "The day budget of 2026 has 0.1 of 0.5 money left: too little"
     assert {**caught.value.context, "left": 0} == {
         "level": "day",
@@ -108,6 +108,23 @@ async def test_a_budget_that_cannot_pay_is_named(world: World) -> None:
     assert [(one.tokens, one.money) for one in await world.gate.left(budgets)] == [(900, None), (None, 0.4)]
     await world.gate.charge(budgets, tokens=900, cost=0.1)
     assert (await world.gate.left(budgets))[0].tokens == 0
+
+
+async def test_a_budget_that_calls_under_way_hold_is_not_spent_yet(world: World) -> None:
+    run = Budget(level="run", name="r", tokens=1000, money=10.0)
+    first = await world.gate.admit(KEY, tokens_out=900, cost=9.0, budgets=(run,))
+    for wish in ({"tokens_out": 200}, {"cost": 2.0}):
+        with pytest.raises(Throttled, match="hold what is left of a budget") as caught:
+            await world.gate.admit(KEY, budgets=(run,), **wish)
+        assert caught.value.retry_after_s == 1.0
+    with pytest.raises(BudgetSpent):
+        await world.gate.admit(KEY, tokens_out=1001, budgets=(run,))
+    await first.settle("ok", tokens_out=20, cost=0.1)
+    second = await world.gate.admit(KEY, tokens_out=900, budgets=(run,))
+    await second.settle("ok", tokens_out=900)
+    with pytest.raises(BudgetSpent):
+        await world.gate.admit(KEY, tokens_out=200, budgets=(run,))
+    assert not world.gate._holds._tokens and not world.gate._holds._money
 
 
 async def test_a_permit_is_settled_once(world: World) -> None:
