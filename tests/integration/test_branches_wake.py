@@ -7,10 +7,12 @@ import pytest
 
 from shared.client import FleetClient
 from shared.errors import TaskCancelled
-from shared.ledger.families import wake_bereft, wake_parents
+from shared.ledger.families import TELL, WAKE, wake_bereft, wake_parents
 from shared.ledger.steering import wake
 from shared.ledger.suspension import Suspension, merged
 from tests.integration.by_hand import ByHand
+from tests.integration.keeping import add_many, ago
+from tests.integration.live import Database
 
 Waker = Callable[[ByHand, UUID], Awaitable[object]]
 
@@ -51,3 +53,18 @@ async def test_the_end_of_one_branchs_children_wakes_the_run(
 
     assert await ends(one) == "waiting", "each branch has one left"
     assert await ends(two) == "queued", "the first branch has what it waits for"
+
+
+async def test_the_children_of_a_parent_are_looked_up_by_their_keys_however_many_tasks_there_are(
+    worker: ByHand, database: Database
+) -> None:
+    """As a join with the tasks, each wake would read all of them."""
+    add_many(database, 20_000, state="succeeded", finished_at=ago(60))
+    await worker.do("ANALYZE tasks")
+    for statement in (TELL, WAKE):
+        query = f"EXPLAIN {statement.text}"
+        values = {name: value for name, value in (("ids", []), ("limit", 500)) if f":{name}" in query}
+        plan = "\n".join(row[0] for row in await worker.all(query, **values))
+        assert "tasks_pkey on tasks c" in plan
+        assert "Seq Scan on tasks c" not in plan
+    assert (await worker.all("SHOW jit"))[0][0] == "off", "such plans look expensive, and are compiled for longer"
