@@ -135,23 +135,27 @@ def _against_time(operations: Sequence[Operation], versions: Mapping[str, int]) 
 
 
 def _behind_tokens(operations: Sequence[Operation]) -> list[str]:
-    """A read sees what its token knows of: writes that ended with that token or an earlier one, and reads likewise."""
+    """A read sees what its token knows of: writes that ended with that token or an earlier one, and reads likewise.
+
+    And that had ended before the read began, as all have that a token can have come from: a position may lie beyond a
+    commit that still waits for its standby and that nobody on the primary can see yet.
+    """
     wrong = []
+    reads = [one for one in operations if one.kind == "read" and one.outcome == "ok" and one.needs is not None]
     for kind, what in (("write", "misses"), ("read", "goes back behind")):
         known = sorted(
-            (_place(one.token), one.version)
+            (one.returned, _place(one.token), one.version)
             for one in operations
             if one.kind == kind and one.outcome == "ok" and one.token is not None and one.version is not None
         )
-        newest, places = _running_max([version for _, version in known]), [place for place, _ in known]
-        for one in operations:
-            if one.kind != "read" or one.outcome != "ok" or one.needs is None or one.version is None:
-                continue
-            before = bisect_right(places, _place(one.needs)) - 1
-            if before >= 0 and newest[before] > one.version:
-                wrong.append(
-                    f"{_told(one)} version {one.version} and {what} version {newest[before]}, which it knew of"
-                )
+        ends = [returned for returned, _, _ in known]
+        for one in reads:
+            assert one.needs is not None
+            limit, version = _place(one.needs), one.version or 0
+            before = known[: bisect_right(ends, one.called)]
+            newest = max((seen for _, place, seen in before if place <= limit), default=0)
+            if newest > version:
+                wrong.append(f"{_told(one)} version {version} and {what} version {newest}, which it knew of")
     return wrong
 
 

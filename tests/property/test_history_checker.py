@@ -59,6 +59,12 @@ def test_a_read_that_goes_back_behind_another_one_is_found_even_of_a_write_of_un
     assert "process 3 at 8.000 s reads b at key 1 version 2 and goes back behind version 3" in sentence
 
 
+def test_a_write_that_had_not_ended_need_not_be_seen_wherever_the_log_is_by_then() -> None:
+    slow = op("write", "c", 3, at=(4, 9), token=30)
+    assert check([A, B, slow, op("read", "b", 2, at=(6, 7), needs=30, token=30)], last={1: ("c", 3)}) == []
+    assert check([A, B, slow, op("read", "b", 2, at=(9.1, 9.5), needs=30, token=30)]) != []
+
+
 def test_what_was_told_to_have_failed_must_not_be_seen() -> None:
     failed = op("write", "c", None, at=(4, 5), outcome="failed")
     assert check([A, B, failed]) == []
