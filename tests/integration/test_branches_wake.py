@@ -1,6 +1,7 @@
 """A run whose branches gather children of their own goes on as soon as one branch's children have ended."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -63,7 +64,7 @@ async def test_the_children_of_a_parent_are_looked_up_by_their_keys_however_many
     await worker.do("ANALYZE tasks")
     for statement in (TELL, WAKE):
         query = f"EXPLAIN {statement.text}"
-        values = {name: value for name, value in (("ids", []), ("limit", 500)) if f":{name}" in query}
+        values: dict[str, Any] = {name: value for name, value in (("ids", []), ("limit", 500)) if f":{name}" in query}
         plan = "\n".join(row[0] for row in await worker.all(query, **values))
         assert "tasks_pkey on tasks c" in plan
         assert "Seq Scan on tasks c" not in plan

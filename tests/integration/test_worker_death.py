@@ -1,4 +1,4 @@
-"""A worker dies, freezes, or is told to stop: its runs go on elsewhere, and nothing that was done is done again."""
+"""A worker dies, or is told to stop: its runs go on elsewhere, and nothing that was done is done again."""
 
 import signal
 from collections import Counter
@@ -32,13 +32,6 @@ def running_on(fleet: BackgroundSupervisor) -> Counter[str]:
     query = "SELECT w.name, count(*) FROM tasks t JOIN workers w ON w.id = t.worker_id GROUP BY w.name"
     with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
         return Counter(dict(connection.execute(query).fetchall()))
-
-
-def workers_alive(fleet: BackgroundSupervisor, name: str) -> set[UUID]:
-    """The ids under which a worker lives in the ledger: a new one after each fence."""
-    query = "SELECT id FROM workers WHERE state = 'alive' AND name LIKE %s"
-    with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
-        return {row[0] for row in connection.execute(query, (f"{name}@%",)).fetchall()}
 
 
 def holders(attempt: int, fleet: BackgroundSupervisor, client: FleetClient) -> list[str]:
@@ -76,24 +69,6 @@ def test_runs_of_a_killed_worker_finish_on_another(
     assert_nothing_done_was_done_again(views, runs)
     assert sum(view.attempt == 2 for view in views) > 0
     assert sum((view.report or {})["steps_replayed"] for view in views) > 0
-
-
-def test_a_frozen_worker_that_wakes_after_the_takeover_changes_nothing(
-    fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
-) -> None:
-    eventually(lambda: fleet.status("worker-1") == "ready")
-    runs = start_steps(client, diaries, runs=RUNS, count=STEPS, step_s=0.3)
-    fleet.freeze("worker-1")
-    views = finished(client, runs)
-    known = workers_alive(fleet, "worker-1")
-    fleet.thaw("worker-1")
-    eventually(lambda: workers_alive(fleet, "worker-1") - known)  # it has tried to write, was fenced, and is back
-    assert sum(view.attempt == 2 for view in views) > 0
-    task = client.submit("test.echo", {"text": "afterwards"})
-    assert task.result(30)["said"] == ["afterwards"]
-    again = [client.status(task_id) for task_id in runs]
-    assert again == views
-    assert_nothing_done_was_done_again(again, runs)
 
 
 def test_a_worker_that_is_told_to_stop_finishes_what_runs(
