@@ -112,7 +112,8 @@ class FleetClient:
             agent: The agent's name, as in `@agent("name")`.
             input: Its named inputs, JSON-safe; checked against the agent's schema.
             session: The conversation it belongs to.
-            idempotency_key: Same tenant and key, same task: a repeated submit returns the first task.
+            idempotency_key: Same tenant and key, same task: a repeated submit returns the first task. Where several
+                shards are configured, a task with a session is on that session's: there a key holds within its session.
             deadline_s: Seconds from now until the task fails if it is not finished.
             max_attempts: How many workers may die under it before it fails.
             priority: `interactive`, `normal` or `batch`: which queue it stands in.
@@ -357,7 +358,8 @@ class FleetClient:
     def _message(
         self, agent: str, input: Mapping[str, Any] | None, *, token: CausalToken | str | None, **how: Any
     ) -> TaskMessage:
-        message = new_message(agent, input, max_bytes=self.ledger.input_max_bytes, **how)
+        max_bytes, is_sharded = self.ledger.input_max_bytes, len(self._settings.shards) > 1
+        message = new_message(agent, input, max_bytes=max_bytes, is_sharded=is_sharded, **how)
         return replace(message, token=carriage.onward(None if token is None else str(token)))
 
     async def _acheck(self, message: TaskMessage, tx: Any) -> tuple[TaskMessage, bool]:

@@ -50,7 +50,9 @@ class FleetHeader(BaseModel):
     tenant: Label = DEFAULT_TENANT
     session: Label | None = None
     idempotency_key: Label | None = Field(
-        None, description="The task id must then be keyed_task_id(tenant, key, session)."
+        None,
+        description="The task id must then be keyed_task_id(tenant, key); of a task with a session, where there are"
+        " several shards, keyed_task_id(tenant, key, session).",
     )
     deadline_at: AwareDatetime | None = Field(None, description="RFC 3339; a task not finished by then ends as failed.")
     max_attempts: Annotated[int, Field(ge=1, le=100)] = DEFAULT_MAX_ATTEMPTS
@@ -206,15 +208,22 @@ def child_task_id(parent: UUID, name: str, ordinal: int) -> UUID:
     return with_bucket(uuid5(parent, f"{name}\x00{ordinal}"), bucket_in(parent))
 
 
-def tick_task_id(schedule: str, at: datetime) -> UUID:
-    """The one task of a schedule's tick, however many keepers see it."""
-    return uuid5(_TICKS, f"{schedule}\x00{at.astimezone(UTC).isoformat()}")
+def tick_task_id(schedule: str, at: datetime, *, tenant: str = DEFAULT_TENANT, session: str | None = None) -> UUID:
+    """The one task of a schedule's tick, however many keepers see it: in the bucket of its session, if it has one."""
+    task_id = uuid5(_TICKS, f"{schedule}\x00{at.astimezone(UTC).isoformat()}")
+    return task_id if session is None else with_bucket(task_id, bucket_of(tenant, session))
+
+
+def is_tick(task_id: UUID, schedule: str, at: datetime) -> bool:
+    """Whether the task is of this tick, whatever its session."""
+    return with_bucket(tick_task_id(schedule, at), bucket_in(task_id)) == task_id
 
 
 def keyed_task_id(tenant: str, idempotency_key: str, session: str | None = None) -> UUID:
     """The one task id that an idempotency key can have: same key, same task, even while the ledger is away.
 
-    A key holds within its tenant; with a session within that session, whose bucket the id is in.
+    Args:
+        session: Only where there are several shards: the key then holds within it, and the id is in its bucket.
     """
     if session is None:
         return uuid5(_KEYED_TASKS, f"{tenant}\x00{idempotency_key}")
@@ -254,9 +263,13 @@ def parse_headers(headers: Mapping[str, Any] | None) -> Headers:
         raise BadMessage(first_problem(error)) from None
     fleet = read.fleet
     key = fleet.idempotency_key
-    if key is not None and read.id != keyed_task_id(fleet.tenant, key, fleet.session):
+    if key is not None and read.id not in (
+        keyed_task_id(fleet.tenant, key),
+        keyed_task_id(fleet.tenant, key, fleet.session),
+    ):
         raise BadMessage(
-            "header id must be the keyed task id of header fleet.tenant, fleet.idempotency_key and fleet.session"
+            "header id must be the keyed task id of header fleet.tenant and fleet.idempotency_key (with several shards"
+            " also of fleet.session)"
         )
     return read
 

@@ -282,7 +282,7 @@ class BudgetSpent(Permanent):
 
 
 class CrossShard(Permanent):
-    """A unit of work for one shard was opened inside one on another: there is no transaction over both."""
+    """What was asked for is on two shards, such as a transaction, or a child away from its parent: keep it on one."""
 
     code = "cross_shard"
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shared.contracts import tick_task_id
+from shared.contracts import is_tick
 from shared.db.database import Database
 from shared.ledger.families import HAS_LEFT
 
@@ -312,7 +312,7 @@ async def verify(
 
 def _faults(row: Any, patience: Patience) -> list[str]:
     faults = []
-    if row.last_at is not None and row.last_task_id != tick_task_id(row.name, row.last_at):
+    if row.last_at is not None and not (row.last_task_id and is_tick(row.last_task_id, row.name, row.last_at)):
         faults.append(f"has at {row.last_at.isoformat()} a task that is not this tick's")
     if row.last_at is not None and row.next_at <= row.last_at:
         faults.append(

@@ -26,12 +26,13 @@ def new_message(
     agent: str, given: Mapping[str, Any] | None, *, max_bytes: int, session: str | None = None,
     tenant: str = DEFAULT_TENANT, idempotency_key: str | None = None, deadline_s: float | None = None,
     max_attempts: int = DEFAULT_MAX_ATTEMPTS, priority: Priority = "normal", available_at: datetime | None = None,
-    delay_s: float | None = None,
+    delay_s: float | None = None, is_sharded: bool = False,
 ) -> TaskMessage:  # fmt: skip
     """The message of a new task; see `FleetClient.submit`.
 
     Args:
         max_bytes: How long its input may be, as JSON.
+        is_sharded: Whether there are several shards: then its key holds within its session, whose shard the task is on.
 
     Raises: BadInput naming the field; TooLarge.
     """
@@ -47,7 +48,9 @@ def new_message(
         priority=priority,
         available_at=_available_at(available_at, delay_s, now=now),
     )
-    task_id = keyed_task_id(tenant, idempotency_key, session) if idempotency_key else new_task_id(tenant, session)
+    task_id = new_task_id(tenant, session)
+    if idempotency_key:
+        task_id = keyed_task_id(tenant, idempotency_key, session if is_sharded else None)
     message = TaskMessage(checked_agent_name(agent), dict(given or {}), (), task_id, header)
     refuse_large(len(message.wire_body()), max_bytes, what=f"the input of agent {agent!r}")
     refuse_nul(task_row(message))

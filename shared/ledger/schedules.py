@@ -230,7 +230,7 @@ async def tick(unit: AsyncSession, schedule: Schedule, header: FleetHeader, *, n
     at = schedule.next_at
     if at is None:
         return None
-    task_id = tick_task_id(schedule.name, at)
+    task_id = tick_task_id(schedule.name, at, tenant=header.tenant, session=header.session)
     moved = (
         update(schedules)
         .where(schedules.c.name == schedule.name, schedules.c.next_at == at)

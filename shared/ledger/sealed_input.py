@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from shared.contracts import TaskMessage, tick_task_id
+from shared.contracts import TaskMessage, is_tick
 from shared.errors import BadInput, SealBroken, SealKeyUnknown
 from shared.ledger.vault import INPUT, NO_TASK, SEALED, Vault, is_sealed, schedule_role
 
@@ -95,7 +95,7 @@ def _schedule_of(args: Sequence[Any], task_id: UUID) -> str:
     try:
         (word,) = args
         name, at = str(word[SCHEDULE]), datetime.fromisoformat(word["at"])
-        if len(word) == 2 and tick_task_id(name, at) == task_id:
+        if len(word) == 2 and is_tick(task_id, name, at):
             return name
     except (ValueError, TypeError, KeyError):
         pass

@@ -45,6 +45,12 @@ class SessionTruth(Protocol):
         Raises: DatabaseUnavailable.
         """
 
+    async def check_here(self, tenant: str, session_id: str) -> None:
+        """Whether the session is on this shard.
+
+        Raises: ShardMoved; DatabaseUnavailable.
+        """
+
     async def latest(self, tenant: str, session_id: str, *, limit: int, characters: int) -> tuple[StoredMessage, ...]:
         """The newest `limit` messages, oldest first, each cut to its first `characters` unless it is sealed.
 

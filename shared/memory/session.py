@@ -35,6 +35,8 @@ class SessionMemory:
 
     Args:
         seal: Seals what goes into truth and cache, and opens it for a context; None: both keep it in clear text.
+        is_sharded: Whether sessions may be on another shard: then each context asks the truth first, for an empty
+            table says nothing about them, and what was paid for such an answer could not be remembered.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class SessionMemory:
         knobs: MemoryKnobs | None = None,
         clock: Clock | None = None,
         seal: Seal | None = None,
+        is_sharded: bool = False,
     ) -> None:
         self._truth = truth
         self._cache = cache
         self._knobs = knobs or MemoryKnobs()
         self._clock = clock or SystemClock()
         self._seal = seal
+        self._is_sharded = is_sharded
         self._resting_until = float("-inf")
         self._logged_at = float("-inf")
         self._suspects: dict[str, int] = {}
@@ -60,8 +64,10 @@ class SessionMemory:
         """The newest messages of a session, oldest first, within the knobs' bounds; empty for a new session.
 
         Raises: DatabaseUnavailable when the cache cannot answer and PostgreSQL does not either, ReplicaStale when no
-            node may; SealKeyUnknown.
+            node may; SealKeyUnknown; ShardMoved when the session is on another shard.
         """
+        if self._is_sharded:
+            await self._truth.check_here(tenant, session_id)
         key = session_key(tenant, session_id)
         cached = await self._read_cache(key)
         if cached is not None:
@@ -99,7 +105,7 @@ class SessionMemory:
             task_id: The task that says them; None for messages of no task, which are added every time.
             first_ordinal: The first message's number within its task.
 
-        Raises: DatabaseUnavailable; then nothing may be assumed, and the same call may be made again.
+        Raises: DatabaseUnavailable; then nothing may be assumed, and the same call may be made again. ShardMoved.
         """
         numbered = [
             (first_ordinal + position, Message(message.role, self._sealed(message.content, tenant, session_id)))

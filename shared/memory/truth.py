@@ -11,9 +11,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from shared.contracts import bucket_of
 from shared.db.database import Database, is_unavailable
-from shared.db.tables import messages
-from shared.errors import DatabaseUnavailable
+from shared.db.tables import messages, shard_buckets
+from shared.errors import DatabaseUnavailable, ShardMoved
 from shared.llm.messages import Message, Role
 from shared.memory.ports import SEALED_TEXT, StoredMessage
 
@@ -51,6 +52,18 @@ class PostgresTruth:
         async with _available(self._where) as connection:
             stored = [_stored(*row) for row in await connection.execute(statement)]
         return tuple(sorted(stored, key=lambda one: one.id))
+
+    async def check_here(self, tenant: str, session_id: str) -> None:
+        """One look by primary key, on a table that is empty until a bucket moves. See `SessionTruth.check_here`."""
+        state = select(shard_buckets.c.state).where(shard_buckets.c.bucket == bucket_of(tenant, session_id))
+        async with _available(self._where, reads_only=True) as connection:
+            is_away = (await connection.execute(state)).scalar() in ("moved", "arriving")
+        if is_away:
+            raise ShardMoved(
+                f"session {session_id!r} is on another shard than its task: the id of a task must be in the bucket of"
+                " its session, as those are that FleetClient gives; submit it anew with FleetClient",
+                session=session_id,
+            )
 
     async def latest(self, tenant: str, session_id: str, *, limit: int, characters: int) -> tuple[StoredMessage, ...]:
         """One index scan. See `SessionTruth.latest`."""

@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from shared.errors import Transient
+from shared.errors import ShardMoved, Transient
 
 log = structlog.get_logger()
 
@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 async def until_available(call: Callable[[], Awaitable[T]], *, what: str, cap_s: float = 5.0) -> T:
     """Call until it does not fail as Transient, waiting up to `cap_s` seconds (full jitter) between tries.
+
+    ShardMoved is raised at once: no waiting here brings a bucket back.
 
     Args:
         what: Who is awaited, for the log.
@@ -26,7 +28,7 @@ async def until_available(call: Callable[[], Awaitable[T]], *, what: str, cap_s:
         log.warning("resilience.waiting", what=what, attempt=state.attempt_number, wait_s=wait_s, cause=str(error))
 
     waits = AsyncRetrying(
-        retry=retry_if_exception_type(Transient),
+        retry=retry_if_exception(lambda error: isinstance(error, Transient) and not isinstance(error, ShardMoved)),
         wait=wait_random_exponential(multiplier=0.2, max=cap_s),
         before_sleep=tell,
         reraise=True,

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from uuid import UUID
 
 from shared.db.tokens import CausalToken, merged
-from shared.errors import DatabaseUnavailable, SessionUnavailable
+from shared.errors import DatabaseUnavailable, SessionUnavailable, ShardMoved
 from shared.llm.messages import Message
 from shared.memory.ports import SEALED_TEXT, Cached, StoredMessage
 
@@ -17,6 +17,8 @@ class FakeTruth:
         self.numbers: set[tuple[UUID, int]] = set()
         self.is_down = False
         self.reads = 0
+        self.away: set[str] = set()
+        """Sessions that are on another shard."""
 
     async def append(
         self, tenant: str, session_id: str, numbered: Sequence[tuple[int, Message]], *, task_id: UUID | None
@@ -32,6 +34,12 @@ class FakeTruth:
             stored.append(StoredMessage(len(self.rows) + 1, message))
             self.rows.append((tenant, session_id, stored[-1]))
         return tuple(stored)
+
+    async def check_here(self, tenant: str, session_id: str) -> None:
+        """Whether it is on this shard."""
+        self._check()
+        if session_id in self.away:
+            raise ShardMoved(f"session {session_id!r} is on another shard")
 
     async def latest(self, tenant: str, session_id: str, *, limit: int, characters: int) -> tuple[StoredMessage, ...]:
         """The newest of one session."""

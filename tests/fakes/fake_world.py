@@ -24,15 +24,17 @@ from workers.agents.run import Ports, Run
 class FakeWorld:
     """The ports of a worker, and the ledger behind each task's journal."""
 
-    def __init__(self, *script: str | ToolCall | ChatReply | FleetError) -> None:
+    def __init__(self, *script: str | ToolCall | ChatReply | FleetError, is_sharded: bool = False) -> None:
         self.chat = FakeChat(*script)
         self.embedding = FakeEmbedding()
         self.vectors = FakeVectors()
         self.truth = FakeTruth()
         self.cache = FakeCache()
         self.retriever = Retriever(embedding=self.embedding, vectors=self.vectors)
-        memory = SessionMemory(self.truth, self.cache)
-        self.ports = Ports(chat_for=self.chat.for_run, retriever=self.retriever, memory=memory)
+        memory = SessionMemory(self.truth, self.cache, is_sharded=is_sharded)
+        self.ports = Ports(
+            chat_for=self.chat.for_run, retriever=self.retriever, memory=memory, is_sharded=is_sharded
+        )  # fmt: skip
         self.ledger: dict[UUID, FakeCommit] = {}
         self.homes: dict[UUID, FakeHome] = {}
 

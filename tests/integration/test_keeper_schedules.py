@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shared.contracts import tick_task_id
+from shared.contracts import bucket_in, bucket_of, tick_task_id
 from shared.errors import BadInput, UnknownAgent
 from shared.ledger import schedules
 from shared.ledger.roster import offer
@@ -41,7 +41,8 @@ async def test_a_tick_makes_one_task_with_the_schedules_settings(database: Datab
         assert made.next_at > datetime.now(UTC)
         tick = due_since(database, 0.5)
         await keeper.ledger.schedules()
-        task_id = tick_task_id("nightly", tick)
+        task_id = tick_task_id("nightly", tick, tenant="acme", session="s1")
+        assert bucket_in(task_id) == bucket_of("acme", "s1")
         assert await keeper.sent() == [task_id]
         (after,) = await list_schedules(keeper.door)
         assert (after.last_at, after.last_task_id, after.next_at) == (tick, task_id, made.next_at)

@@ -15,15 +15,18 @@ from sqlalchemy import insert
 
 from shared.broker.knobs import BrokerKnobs
 from shared.client import FleetClient
-from shared.contracts import bucket_in, bucket_of
+from shared.contracts import FleetHeader, TaskMessage, bucket_in, bucket_of, with_bucket
 from shared.db.knobs import DbKnobs
 from shared.db.shards_file import parse_shards
 from shared.db.tables import messages
+from shared.errors import TaskFailed
 from shared.ledger.moving import Done, move_bucket
+from shared.ledger.schedules import create_schedule, delete_schedule, list_schedules
 from shared.memory.context import session_key
 from shared.memory.knobs import MemoryKnobs
 from shared.settings import load
 from tests.integration.fleets import WAITING
+from tests.integration.live import eventually
 from tests.integration.soundness import broken_promises
 from tests.integration.terminal import fleet, fleet_json
 from workers.ops.background import BackgroundSupervisor
@@ -144,6 +147,33 @@ def test_a_bucket_moves_under_running_tasks_and_every_task_ends_once(twins: Twin
     mine = {*tasks, waiting.id}
     assert twins.ids_on(MAIN) & mine == set() and mine <= twins.ids_on(SECOND)
     assert twins.ids_on(MAIN, "shard_strays", "task_id") | twins.ids_on(SECOND, "shard_strays", "task_id") == set()
+
+
+def test_a_task_away_from_its_session_ends_before_it_asks_a_model(twins: Twins) -> None:
+    session = "stranded"
+    twins.move(bucket_of("default", session), SECOND)
+    elsewhere = with_bucket(uuid4(), bucket_of("default", f"{session}-other"))
+    message = TaskMessage("chat", {"message": "hi"}, (), elsewhere, FleetHeader(session=session))
+    with pytest.raises(TaskFailed, match="session 'stranded' is on another shard than its task"):
+        twins.client.submit_message(message).result(timeout_s=60)
+    view = twins.client.status(elsewhere)
+    assert view.error is not None and view.error["code"] == "shard_moved"
+    assert [step.name for step in view.steps] == ["recall"]
+
+
+def test_a_schedules_task_goes_to_the_shard_of_its_session(twins: Twins) -> None:
+    session = "ticking"
+    twins.move(bucket_of("default", session), SECOND)
+    agent, cron = "test.echo", "* * * * * *"
+    twins.client.operate(
+        lambda database: create_schedule(
+            database, name="tick", agent=agent, cron=cron, session=session, input={"text": "x"}
+        )
+    )
+    task = eventually(lambda: twins.client.operate(list_schedules)[0].last_task_id)
+    twins.client.operate(lambda database: delete_schedule(database, "tick"))
+    assert twins.client.result(task, timeout_s=60)["said"] == ["x"]
+    assert bucket_in(task) == bucket_of("default", session) and task in twins.ids_on(SECOND)
 
 
 def test_an_operator_sees_the_shards_moves_a_session_and_its_cache_is_forgotten(twins: Twins) -> None:

@@ -88,7 +88,7 @@ def test_any_celery_client_can_send_a_task_by_its_name(celery: Celery, client: F
 
 def test_the_same_idempotency_key_is_the_same_task(client: FleetClient) -> None:
     first = client.submit("test.echo", {"text": "one"}, idempotency_key="k", tenant="acme")
-    again = client.submit("test.echo", {"text": "one"}, idempotency_key="k", tenant="acme")
+    again = client.submit("test.echo", {"text": "one"}, idempotency_key="k", tenant="acme", session="s")
     other = client.submit("test.echo", {"text": "two"}, idempotency_key="k", tenant="umbrella")
     assert first.id == again.id != other.id
     assert first.result(30)["said"] == ["one"]

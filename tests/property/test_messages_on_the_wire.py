@@ -1,7 +1,7 @@
 """Whatever JSON an agent is given arrives as it was sent, and whatever bytes arrive are read or refused."""
 
 import json
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -16,10 +16,12 @@ from shared.contracts import (
     bucket_in,
     bucket_of,
     child_task_id,
+    is_tick,
     keyed_task_id,
     message_schema,
     new_task_id,
     parse,
+    tick_task_id,
 )
 from shared.db.shard_map import bucket_for
 from shared.errors import BadMessage
@@ -82,12 +84,14 @@ def test_two_keys_share_a_task_only_when_tenant_key_and_session_are_equal(one: K
     assert (keyed_task_id(*one) == keyed_task_id(*other)) == (one == other)
 
 
-@given(labels, labels, labels)
-def test_all_that_belongs_to_a_session_is_in_its_bucket(tenant: str, session: str, key: str) -> None:
+@given(labels, labels, labels, st.datetimes(timezones=st.just(UTC)))
+def test_all_that_belongs_to_a_session_is_in_its_bucket(tenant: str, session: str, key: str, at: datetime) -> None:
     bucket = bucket_of(tenant, session)
     task_id = new_task_id(tenant, session)
     assert 0 <= bucket < BUCKETS
-    for one in (task_id, keyed_task_id(tenant, key, session), child_task_id(task_id, "a", 0)):
+    tick = tick_task_id(key, at, tenant=tenant, session=session)
+    assert is_tick(tick, key, at) and not is_tick(tick, key + "x", at) and not is_tick(task_id, key, at)
+    for one in (task_id, tick, keyed_task_id(tenant, key, session), child_task_id(task_id, "a", 0)):
         assert bucket_in(one) == bucket_for(one) == bucket_for((tenant, session)) == bucket
     assert bucket_in(child_task_id(child_task_id(task_id, "a", 1), "b", 0)) == bucket
 

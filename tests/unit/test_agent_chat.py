@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from shared.errors import BadInput, Fenced, LLMUnavailable
+from shared.errors import BadInput, Fenced, LLMUnavailable, ShardMoved
 from shared.llm.messages import ChatReply, ChatRequest, Message, ToolCall
 from tests.fakes.fake_world import FakeWorld
 from workers.agents.chat import MAX_TOOL_ROUNDS, SYSTEM
@@ -80,6 +80,16 @@ async def test_the_second_message_of_a_session_carries_the_first_as_history() ->
         ("user", "what did I ask?"),
     ]
     assert [row[2].message.content for row in world.truth.rows][2:] == ["what did I ask?", "You asked how I am"]
+
+
+async def test_of_a_session_on_another_shard_no_model_is_asked_even_when_it_is_cached() -> None:
+    world = FakeWorld(is_sharded=True)
+    await ask(world, "one", session="s")
+    await ask(world, "two", session="s")
+    world.truth.away.add("s")
+    with pytest.raises(ShardMoved, match="session 's' is on another shard"):
+        await ask(world, "three", session="s")
+    assert told(world, "user") == ["one", "two"]
 
 
 async def test_a_conversation_survives_a_cache_that_is_down() -> None:

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from shared.contracts import child_task_id
-from shared.errors import BadInput, ChildFailed, LLMRateLimited, TooLarge, WaitTimeout
+from shared.contracts import child_task_id, new_task_id
+from shared.errors import BadInput, ChildFailed, CrossShard, LLMRateLimited, TooLarge, WaitTimeout
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.retry import Retry
 from shared.ledger.suspension import Suspended
@@ -88,6 +88,16 @@ async def test_a_child_is_a_task_of_its_own_with_the_family_s_tenant_priority_an
     assert (fleet.tenant, fleet.priority, fleet.session, fleet.max_attempts) == ("acme", "batch", "s", 5)
     assert (fleet.parent_id, fleet.root_agent, fleet.deadline_at) == (task, "a", deadline)
     assert [one.id for one in world.homes[task].published] == [child.id]
+
+
+async def test_with_several_shards_a_child_cannot_have_a_session_of_another_bucket() -> None:
+    world, task = FakeWorld(is_sharded=True), new_task_id("acme", "mine")
+    run = world.run(task, tenant="acme", session="mine")
+    with pytest.raises(CrossShard, match="session 'other' may be on another shard"):
+        await run.spawn("kid", session="other")
+    assert world.ledger[task].history == []
+    children = [await run.spawn("kid", session="mine"), await run.spawn("kid")]
+    assert list(world.runs(task).children) == [one.id for one in children]
 
 
 async def test_a_grandchild_counts_against_the_first_agent_of_the_family(world: FakeWorld) -> None:

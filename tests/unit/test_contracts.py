@@ -11,6 +11,8 @@ import pytest
 from shared.contracts import (
     FleetHeader,
     TaskMessage,
+    bucket_in,
+    bucket_of,
     check_storable,
     checked_agent_name,
     keyed_task_id,
@@ -19,6 +21,7 @@ from shared.contracts import (
     parse_headers,
 )
 from shared.errors import BadInput, BadMessage
+from shared.ledger.order import new_message
 
 NOBODY = UUID("00000000-0000-4000-8000-000000000000")
 BODY = b"[[], {}, null]"
@@ -121,6 +124,33 @@ def test_the_same_tenant_and_key_are_the_same_task_for_ever() -> None:
 def test_a_keyed_message_is_read_when_its_id_is_the_keyed_one() -> None:
     fleet = {"tenant": "acme", "idempotency_key": "k"}
     assert parse(headers(id=str(keyed_task_id("acme", "k")), fleet=fleet), BODY).fleet.idempotency_key == "k"
+
+
+def test_a_keyed_message_with_a_session_has_its_former_id_or_one_in_the_sessions_bucket() -> None:
+    fleet = {"tenant": "acme", "idempotency_key": "o-17", "session": "s"}
+    for task_id in ("44e33034-59ff-5231-a658-e4fc85ed816f", str(keyed_task_id("acme", "o-17", "s"))):
+        assert parse(headers(id=task_id, fleet=fleet), BODY).fleet.session == "s"
+    with pytest.raises(BadMessage, match="must be the keyed task id"):
+        parse(headers(id=str(keyed_task_id("acme", "o-17", "other")), fleet=fleet), BODY)
+
+
+@pytest.mark.parametrize("session", [None, "s", "other"])
+def test_with_one_shard_a_key_is_one_task_whatever_its_session(session: str | None) -> None:
+    made = new_message("a", {}, max_bytes=100, tenant="acme", session=session, idempotency_key="o-17")
+    assert made.id == UUID("44e33034-59ff-5231-a658-e4fc85ed816f")
+
+
+@pytest.mark.parametrize("session", ["s", "other"])
+def test_with_several_shards_a_keyed_task_is_in_the_bucket_of_its_session(session: str) -> None:
+    def keyed() -> TaskMessage:
+        return new_message(
+            "a", {}, max_bytes=100, tenant="acme", session=session, idempotency_key="o-17", is_sharded=True
+        )  # fmt: skip
+
+    assert bucket_in(keyed().id) == bucket_of("acme", session)
+    assert keyed().id == keyed().id
+    free = new_message("a", {}, max_bytes=100, tenant="acme", idempotency_key="o-17", is_sharded=True)
+    assert free.id == keyed_task_id("acme", "o-17")
 
 
 def test_inputs_are_named_in_the_headers_and_never_shown() -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from shared.errors import BadInput, DatabaseUnavailable
+from shared.errors import BadInput, DatabaseUnavailable, ShardMoved
 from shared.resilience.reconnect import until_available
 
 
@@ -36,7 +36,7 @@ async def test_an_outage_is_waited_out_however_long_it_lasts(waits: list[float])
     assert len(set(waits[20:])) > 100, "full jitter: workers that lost one server do not come back together"
 
 
-@pytest.mark.parametrize("mistake", [BadInput("no"), ValueError("no"), OSError("no")])
+@pytest.mark.parametrize("mistake", [BadInput("no"), ValueError("no"), OSError("no"), ShardMoved("no")])
 async def test_anything_but_an_outage_is_raised_at_once(waits: list[float], mistake: Exception) -> None:
     server = Server(DatabaseUnavailable("down"), mistake)
     with pytest.raises(type(mistake), match=r"^no$"):

@@ -175,7 +175,9 @@ def test_a_schedules_input_opens_for_its_own_ticks_and_for_nothing_else() -> Non
     stored = seal_scheduled(VAULT, "daily", WORD)
     assert "Grace" not in str(stored) and open_scheduled(VAULT, "daily", stored) == {"args": [], "kwargs": WORD}
     tick = tick_input("daily", AT, stored)
-    assert open_input(VAULT, tick, task_id=tick_task_id("daily", AT)) == ([], WORD)
+    for session in (None, "s"):
+        task_id = tick_task_id("daily", AT, tenant="acme", session=session)
+        assert open_input(VAULT, tick, task_id=task_id) == ([], WORD)
     other = AT + timedelta(days=1)
     for forged, task_id in (
         (tick, TASK),

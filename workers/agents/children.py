@@ -9,8 +9,17 @@ from time import monotonic
 from typing import Any, Protocol
 from uuid import UUID
 
-from shared.contracts import DEFAULT_MAX_ATTEMPTS, FleetHeader, Priority, TaskMessage, checked_agent_name, child_task_id
-from shared.errors import BadInput, ChildFailed
+from shared.contracts import (
+    DEFAULT_MAX_ATTEMPTS,
+    FleetHeader,
+    Priority,
+    TaskMessage,
+    bucket_in,
+    bucket_of,
+    checked_agent_name,
+    child_task_id,
+)
+from shared.errors import BadInput, ChildFailed, CrossShard
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.order import refuse_large
 from shared.ledger.runs import Runs
@@ -77,6 +86,16 @@ class Children:
         self._numbers[agent] += 1
         self.started += 1
         return child_task_id(self._parent.id, agent, number)
+
+    def refuse_elsewhere(self, session: str | None) -> None:
+        """Whether a child, which is on its parent's shard, can reach this session. Raises: CrossShard."""
+        parent = self._parent
+        if session is not None and bucket_of(parent.fleet.tenant, session) != bucket_in(parent.id):
+            raise CrossShard(
+                f"session {session!r} may be on another shard than this task, whose children stay with it: spawn"
+                " without a session or with this task's own, or submit a task of that session with FleetClient",
+                session=session,
+            )
 
     async def start(self, task_id: UUID, order: Order) -> str:
         """Put a child into the ledger and on its queue; a second time it changes nothing.

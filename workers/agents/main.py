@@ -88,7 +88,8 @@ def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, app: Celery, conf
     plane = open_plane(configured, store=store, redis=redis, seal=SealedText(vault, kind="answer"))
     cache = RedisCache(redis, knobs=settings.memory)
     said = SealedText(vault, kind="message")
-    memory = SessionMemory(PostgresTruth(database), cache, knobs=settings.memory, seal=said)
+    is_sharded = len(settings.shards) > 1
+    memory = SessionMemory(PostgresTruth(database), cache, knobs=settings.memory, seal=said, is_sharded=is_sharded)
     vectors = MilvusVectors(settings.vectors, dimensions=embedding.dimensions)
     retriever = Retriever(embedding=embedding, vectors=vectors)
     closing = AsyncExitStack()
@@ -110,6 +111,7 @@ def _host(settings: Settings, knobs: WorkerKnobs, agents: Any, app: Celery, conf
             retriever=retriever,
             memory=memory,
             has_run_budgets=bounds_runs(configured.config),
+            is_sharded=is_sharded,
             prompt_tokens=configured.config.widest_context,
         ),
         agents=agents,

@@ -37,6 +37,7 @@ class Ports:
     Attributes:
         chat_for: Makes a run's own way to the language models.
         has_run_budgets: Whether runs have budgets: children draw on those of the runs above them.
+        is_sharded: Whether sessions may be on other shards than this worker's.
         prompt_tokens: Tokens that the widest model of an agent takes; None: unknown.
     """
 
@@ -44,6 +45,7 @@ class Ports:
     retriever: Retriever
     memory: SessionMemory
     has_run_budgets: bool = False
+    is_sharded: bool = False
     prompt_tokens: Callable[[str], int | None] = lambda _agent: None
 
 
@@ -160,8 +162,11 @@ class Run:
         Its tenant, and its priority unless given, are the parent's; its deadline is not after the parent's. A parent
         that succeeds without gathering its children leaves them to themselves.
 
-        Raises: BadInput naming the field; UnknownAgent.
+        Raises: BadInput naming the field; UnknownAgent; with several shards CrossShard for a session that may be on
+            another one.
         """
+        if self._ports.is_sharded:
+            self._children.refuse_elsewhere(session)
         task_id = self._children.next_id(agent)
         order = Order(
             agent=agent, input=input or {}, session=session, priority=priority, delay_s=delay_s,
