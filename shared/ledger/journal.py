@@ -5,10 +5,12 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn
 from uuid import UUID
+
+import structlog
 
 from shared.errors import BadInput, Fenced, FleetError, SealKeyUnknown, StepChanged, from_dict
 from shared.ledger.branches import Branches, in_step, now
@@ -18,6 +20,8 @@ from shared.ledger.records import Recorded, fingerprint
 from shared.ledger.retry import ONCE, Retry, next_wait_s
 from shared.ledger.suspension import Suspension
 from shared.ledger.vault import NO_VAULT, Vault, blob_role, step_role
+
+log = structlog.get_logger()
 
 MAX_NAME = 200
 """Characters of a step's name: it is part of an index, whose rows PostgreSQL limits to 2704 bytes."""
@@ -77,6 +81,7 @@ class Journal:
         self._loaded_at = time.monotonic()
         self._seen: Counter[str] = Counter()
         self._branches = Branches(here_s=knobs.suspend_after_s)
+        self._last_writes: set[asyncio.Task[None]] = set()
 
     async def step(
         self, name: str, *, kind: StepKind, request: Any, call: Callable[[], Awaitable[Any]],
@@ -174,6 +179,16 @@ class Journal:
         """Return when no step is in flight any more."""
         await self._branches.settled()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether the end of a step that was cut off is still being written; await `written` before the run's own."""
+        return bool(self._last_writes)
+
+    async def written(self) -> None:
+        """Return when the ends of all steps that were cut off are written, or are another worker's to write."""
+        while self._last_writes:
+            await asyncio.wait(self._last_writes)
+
     async def _try(
         self, place: _Place, kind: StepKind, call: Callable[[], Awaitable[Any]], usage_of: Any, usage_if_cut: Any,
         retry: Retry, tries: int,
@@ -186,7 +201,7 @@ class Journal:
             result = await call()
         except asyncio.CancelledError:
             if self.books_cuts():
-                await self._write_failure(place, "cut off", usage_if_cut())
+                self._write_beside(self._write_failure(place, "cut off", usage_if_cut()))
             raise
         except SealKeyUnknown:  # no outcome of the step: tried again once the key is there
             await self._write("result", place, {"state": "waiting", "wait_s": 0.0})
@@ -194,26 +209,48 @@ class Journal:
         except Exception as error:
             wait_s = next_wait_s(error, tries=tries, retry=retry, rng=self._rng)
             if wait_s is None:
-                if isinstance(error, FleetError):
-                    await self._write_failure(place, error.as_dict(), None)
-                else:  # such as a time limit, which cut it off
-                    await self._write_failure(place, repr(error), usage_if_cut())
+                told = error.as_dict() if isinstance(error, FleetError) else repr(error)
+                usage = None if isinstance(error, FleetError) else usage_if_cut()  # a time limit, say, cut it off
+                await self._write_surely(lambda: self._write_failure(place, told, usage))
                 raise
             await self._write("result", place, {"state": "waiting", "wait_s": wait_s})
             return Look(is_over=False, value=wait_s)
         finally:
             in_step.reset(outer)
-        try:
-            await self._store(place, result, usage_of(result))
-        except Fenced:
-            raise
-        except BadInput as error:  # it has been seen to end, and is paid for
-            await self._write_failure(place, error.as_dict(), usage_of(result))
-            raise
-        except BaseException:  # cut off while it was being written: what is paid for is kept all the same
-            await self._store(place, result, usage_of(result))
-            raise
+        await self._write_surely(lambda: self._keep(place, result, usage_of(result)))
         return Look(is_over=True, value=result)
+
+    async def _write_surely(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Write how a step ended; cut off meanwhile, it is written all the same: what is paid for is kept."""
+        try:
+            await write()
+        except (Fenced, BadInput, GeneratorExit):
+            raise
+        except BaseException:
+            self._write_beside(write())
+            raise
+
+    def _write_beside(self, write: Coroutine[Any, Any, None]) -> None:
+        """Write how a step ended whose agent goes on at once: no further cancellation reaches this write.
+
+        It ends when the database has it, or with the worker's place in the ledger.
+        """
+        writing = asyncio.create_task(write)
+        self._last_writes.add(writing)
+        writing.add_done_callback(self._wrote_beside)
+
+    def _wrote_beside(self, writing: "asyncio.Task[None]") -> None:
+        self._last_writes.discard(writing)
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            log.warning("journal.end_unwritten", task_id=str(self._task_id), cause=repr(error))
+
+    async def _keep(self, place: _Place, result: Any, usage: Mapping[str, Any] | None) -> None:
+        """Store a result; one that cannot be stored is a failure: it has been seen to end, and is paid for."""
+        try:
+            await self._store(place, result, usage)
+        except BadInput as error:
+            await self._write_failure(place, error.as_dict(), usage)
+            raise
 
     async def _store(self, place: _Place, result: Any, usage: Mapping[str, Any] | None) -> None:
         done: dict[str, Any] = {"state": "done", "usage": dict(usage) if usage else None}

@@ -7,16 +7,19 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, SoftTimeLimitExceeded, TimeLimitExceeded
 from prometheus_client import REGISTRY
 
 from shared.contracts import TaskMessage
 from shared.db.tokens import CausalToken, carrying, current, note
 from shared.errors import BadInput, FleetError
+from shared.ledger.group_commit import Key, Written
 from shared.ledger.poll import Polled
 from shared.ledger.retry import ONCE
 from shared.ledger.runs import Claim
+from shared.ledger.statements import Kind
 from tests.fakes.fake_hold import TASK, FakeDelivery, FakeHold, executed, made
+from tests.fakes.fake_ledger import FakeCommit, FakeRuns
 from tests.fakes.hand_loop import at_once
 from workers.agents.agent import AGENTS
 from workers.agents.execution import execute, execute_polled
@@ -317,3 +320,43 @@ def test_a_run_reads_no_less_than_its_message_and_its_claim_say_and_leaves_nothi
 
     at_once(main())
     assert seen == [CausalToken(7, 1, 200, 6), claimed, claimed, claimed, None, claimed]
+
+
+class AwayCommit(FakeCommit):
+    """A ledger whose database is away for a while after the claim; what is cancelled meanwhile is never sent."""
+
+    def __init__(self, *, away_s: float) -> None:
+        super().__init__()
+        self._away_s = away_s
+
+    async def write(self, kind: Kind, key: Key, row: dict[str, Any]) -> Written | None:
+        if kind == "result":
+            await asyncio.sleep(self._away_s)
+        return await super().write(kind, key, row)
+
+
+@pytest.mark.parametrize("away_s", [3.0, 60.0])
+def test_a_call_that_ended_is_kept_though_the_hard_limit_falls_while_the_database_is_away(
+    hold: FakeHold, away_s: float
+) -> None:
+    hold.commit = AwayCommit(away_s=away_s)
+    hold.commit.becomes["claim"] = "running"
+    hold.runs = FakeRuns(hold.commit)
+    ended = executed(hold, made(works, soft_limit_s=10.5, hard_limit_s=11))
+    assert isinstance(ended, SoftTimeLimitExceeded | TimeLimitExceeded)
+    assert hold.kinds() == ["claim", "intent", "result", "finish"]
+    assert hold.written("result")["state"] == "done", "paid for: a replay does not call again"
+
+
+def test_what_a_call_cost_that_the_hard_limit_cut_off_is_kept_while_the_database_is_away(hold: FakeHold) -> None:
+    async def asks(run: Run) -> Any:
+        return await run._journal.step(
+            "ask", kind="llm", request=1, call=lambda: asyncio.sleep(999), usage_if_cut=lambda: {"input_tokens": 9}
+        )
+
+    hold.commit = AwayCommit(away_s=60.0)
+    hold.commit.becomes["claim"] = "running"
+    hold.runs = FakeRuns(hold.commit)
+    executed(hold, made(asks, soft_limit_s=10, hard_limit_s=10))
+    assert hold.kinds() == ["claim", "intent", "result", "finish"]
+    assert hold.written("result")["usage"] == {"input_tokens": 9}

@@ -102,6 +102,7 @@ async def test_a_call_that_is_cancelled_in_flight_is_over_and_what_it_cost_by_th
     work = Work(asyncio.CancelledError(), "second")
     with pytest.raises(asyncio.CancelledError):
         await journal.step("ask", kind="llm", request=1, call=work, usage_if_cut=lambda: {"input_tokens": 9})
+    await journal.written()
     row = commit.steps["ask", 0]
     assert (row["state"], row["result"], row["usage"]) == ("failed", {"error": "cut off"}, {"input_tokens": 9})
     resumed = commit.journal(TASK, epoch=2)
@@ -124,6 +125,7 @@ async def test_a_result_that_is_cut_off_while_it_is_written_is_written_all_the_s
     work = Work("paid")
     with pytest.raises(asyncio.CancelledError):
         await run(journal, "think", work)
+    await journal.written()
     assert await run(commit.journal(TASK, epoch=2), "think", work) == "paid"
     assert work.calls == 1
 

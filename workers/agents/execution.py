@@ -144,6 +144,8 @@ async def _run(hold: Hold, agent: Agent, message: TaskMessage, active: Active, d
         error = raised
     if journal is not None and journal.is_left:
         error = await _settle(journal) or error
+    if journal is not None and journal.is_writing:
+        await _surely(journal.written)
     reached = ending_of(
         output=output,
         error=error,
