@@ -1,6 +1,7 @@
 """Time limits on a loop whose time belongs to the test: the soft one surfaces inside, the hard one ends the work."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -271,3 +272,83 @@ def test_work_that_awaits_even_on_its_way_out_is_left_all_the_same() -> None:
         return now()
 
     assert at_once(main()) == 25
+
+
+async def deaf(until_s: float) -> None:
+    """A branch that lets every cancellation pass until then."""
+    while now() < until_s:
+        try:
+            await asyncio.sleep(until_s - now())
+        except asyncio.CancelledError:
+            continue
+
+
+@pytest.mark.parametrize("how", ["gather", "task", "wait", "group"])
+def test_work_that_waits_for_deaf_tasks_of_its_own_is_left_too(how: str) -> None:
+    async def waits() -> None:
+        match how:
+            case "gather":
+                await asyncio.gather(deaf(500), deaf(500))
+            case "task":
+                await asyncio.create_task(deaf(500))
+            case "wait":
+                while True:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([asyncio.create_task(deaf(500))])
+            case "group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(deaf(500))
+
+    async def main() -> tuple[float, int]:
+        with pytest.raises(TimeLimitExceeded):
+            await limited(waits(), soft_s=20, hard_s=20)
+        task = asyncio.current_task()
+        assert task is not None
+        return now(), task.cancelling()
+
+    assert at_once(main()) == (25, 0)
+
+
+def test_tasks_that_tidy_up_for_longer_than_it_is_waited_between_cancellations_end_at_the_hard_limit() -> None:
+    async def tidies() -> None:
+        await asyncio.gather(deaf(23.5))
+
+    async def main() -> tuple[float, int]:
+        with pytest.raises(TimeLimitExceeded):
+            await limited(tidies(), soft_s=20, hard_s=20)
+        task = asyncio.current_task()
+        assert task is not None
+        return now(), task.cancelling()
+
+    assert at_once(main()) == (23.5, 0)
+
+
+def test_tasks_of_the_works_own_give_it_their_values_and_errors() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(1)
+        raise ValueError("own")
+
+    async def main() -> list[str]:
+        found = await asyncio.gather(value_after(2), asyncio.create_task(value_after(3)))
+        with pytest.raises(ValueError, match="own"):
+            await asyncio.create_task(fails())
+        gone = asyncio.create_task(value_after(99))
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        return list(found)
+
+    assert at_once(limited(main(), soft_s=10, hard_s=20)) == ["value", "value"]
+
+
+def test_the_soft_limit_that_a_task_of_the_works_own_let_pass_is_not_left_behind() -> None:
+    async def plainly() -> None:
+        await asyncio.create_task(deaf(12))
+
+    async def main() -> tuple[float, int]:
+        await limited(plainly(), soft_s=10, hard_s=20)
+        task = asyncio.current_task()
+        assert task is not None
+        return now(), task.cancelling()
+
+    assert at_once(main()) == (12, 0)
