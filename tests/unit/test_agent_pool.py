@@ -181,6 +181,24 @@ def test_as_many_blocking_tasks_as_slots_run_at_once(pools: Pools) -> None:
     assert sorted(ended.wait()) == list(range(20))
 
 
+def test_a_celery_task_that_wants_to_end_its_process_ends_by_itself(pools: Pools) -> None:
+    pool, goes_on = pools.start(1), threading.Event()
+    ended: list[Any] = []
+
+    def leaves(*_: Any) -> None:
+        raise SystemExit(3)
+
+    async def other() -> None:
+        goes_on.set()
+
+    pool.on_apply(leaves, ("other.task", "t", {}), callback=ended.append, accept_callback=lambda *_: None)
+    pools.send(pool, lambda: await_only(other()))
+    assert goes_on.wait(WITHIN_S)
+    pool.mailbox.deliver()
+    failed, told, _ = ended[0]
+    assert failed and "SystemExit(3)" in str(told.exception)
+
+
 def test_what_is_claimed_while_others_drain_is_acknowledged_before_they_end(pools: Pools) -> None:
     """The claim was under way when the drain began; Celery's callbacks are made on the thread that drains."""
     pools.host.drain_s = WITHIN_S

@@ -325,7 +325,10 @@ class TaskPool(BasePool):  # type: ignore[misc]
                 ended = await in_thread(delivery.target, *delivery.args)
             self.mailbox.put(delivery.callback, ended)
         except asyncio.CancelledError:
-            self.mailbox.put(delivery.callback, (1, _lost(), 0.0))
+            self.mailbox.put(delivery.callback, (1, _lost("the run was cancelled before it was claimed"), 0.0))
+        except Exception as error:  # of a Celery task that wants to end its process: Celery must hear of an end
+            log.exception("pool.task_failed")
+            self.mailbox.put(delivery.callback, (1, _lost(repr(error)), 0.0))
         finally:
             self._leave(delivery)
 
@@ -380,8 +383,8 @@ def _quietly(call: Callable[[], Any]) -> None:
         log.info("pool.hub_callback_failed", cause=repr(error))
 
 
-def _lost() -> ExceptionInfo:
+def _lost(cause: str) -> ExceptionInfo:
     try:
-        raise WorkerLostError("the run was cancelled before it was claimed")
+        raise WorkerLostError(cause)
     except WorkerLostError:
         return ExceptionInfo()

@@ -363,10 +363,13 @@ def _checked_wait_s(seconds: float) -> float:
 
 
 async def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    if inspect.iscoroutinefunction(function):
-        return await function(*args, **kwargs)
-    result = await in_thread(function, *args, **kwargs)
-    return await result if inspect.isawaitable(result) else result
+    try:
+        if inspect.iscoroutinefunction(function):
+            return await function(*args, **kwargs)
+        result = await in_thread(function, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+    except (SystemExit, KeyboardInterrupt) as error:  # in a branch it would end the loop of all runs
+        raise RuntimeError(f"a step raised {error!r}") from error
 
 
 def _tool(name: str) -> Tool:

@@ -30,11 +30,12 @@ class DaemonThreads(Executor):
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Call in a thread; the future brings what it returns or raises."""
         done: Future[Any] = Future()
-        self._calls.put((done, partial(function, *args, **kwargs)))
         with self._lock:
             if not self._idle.acquire(blocking=False) and self._count < self.most:
+                name = f"{self._name}-{self._count + 1}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()  # or it raises: nothing is queued
                 self._count += 1
-                threading.Thread(target=self._serve, name=f"{self._name}-{self._count}", daemon=True).start()
+        self._calls.put((done, partial(function, *args, **kwargs)))
         return done
 
     def _serve(self) -> None:
@@ -54,6 +55,16 @@ STEPS = DaemonThreads(200, name="step")
 
 
 async def in_thread(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a blocking function in a thread, with the context variables of the caller."""
-    call = partial(copy_context().run, function, *args, **kwargs)
+    """Call a blocking function in a thread, with the context variables of the caller.
+
+    Raises: what it raises; RuntimeError for what no future can carry or what would end the caller's loop.
+    """
+    call = partial(copy_context().run, _called, function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(STEPS, call)
+
+
+def _called(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+        raise RuntimeError(f"a blocking function raised {error!r}") from error
