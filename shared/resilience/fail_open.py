@@ -246,7 +246,11 @@ class FailOpenStore:
     async def _reunite(self) -> None:
         """Pay as soon as the store is back; rely on it alone once everybody has had the time to pay."""
         back_s: float | None = None
-        while back_s is None or time.monotonic() - back_s < ALL_PAID_RESTS * self._rest_s:
+        while (
+            back_s is None
+            or time.monotonic() - back_s < ALL_PAID_RESTS * self._rest_s
+            or any(self._allowances.debts())  # made while the last ones were being paid
+        ):
             await asyncio.sleep(max(self._rest_s, LEAST_PAUSE_S))
             if not await self._pay():
                 back_s = None

@@ -13,7 +13,7 @@ from shared.resilience.fail_open import FailOpenStore
 from shared.resilience.gate import Gate, Permit
 from shared.resilience.knobs import KeyRules
 from shared.resilience.memory_store import MemoryStore
-from shared.resilience.spending import Budget, Spent
+from shared.resilience.spending import Budget, Left, Spent
 from tests.unit.test_resilience_fail_open import Shared
 
 RUN = Budget(level="run", name="r", tokens=1000, money=10.0)
@@ -123,6 +123,31 @@ async def test_twelve_processes_of_a_share_each_spend_exactly_what_was_left() ->
     assert 900 < spent_now(shared).tokens <= 1000
     for gate in gates:
         await gate.aclose()
+
+
+async def test_a_debt_that_is_made_while_the_last_one_is_paid_does_not_wait_for_the_next_outage() -> None:
+    class Flaky(Shared):
+        """Is back, but for one call that ends while it is asked whether it is."""
+
+        late: Permit | None = None
+
+        async def left(self, tenant: str, budgets: tuple[Budget, ...]) -> tuple[Left, ...]:
+            answer = await super().left(tenant, budgets)
+            if self.late is not None:
+                late, self.late = self.late, None
+                self.is_away = True
+                await late.settle("ok", tokens_in=150)
+                self.is_away = False
+            return answer
+
+    shared = Flaky()
+    gate = gate_over(shared, share=1.0)
+    late = await gate.admit("k", tokens_in=100, budgets=(RUN,))
+    shared.is_away = True
+    await spend(gate, 10)
+    shared.late, shared.is_away = late, False
+    await until(lambda: spent_now(shared).tokens == 150 + 10)
+    await gate.aclose()
 
 
 def test_a_debt_of_yesterday_is_owed_no_more() -> None:
