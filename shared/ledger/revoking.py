@@ -41,3 +41,12 @@ async def revoke(database: Database, task_ids: Sequence[UUID], *, redispatch_s: 
         except WrongState:  # it ended meanwhile, or another worker heard the same and was quicker
             continue
     return Revoked(tuple(due), tuple(one for one in task_ids if one not in states))
+
+
+async def is_untouched(database: Database, task_id: UUID) -> bool:
+    """Whether a task is as it was accepted: neither claimed, nor cancelled, nor replayed since.
+
+    Raises: DatabaseUnavailable.
+    """
+    async with database.unit() as unit:
+        return (await unit.execute(select(tasks.c.epoch).where(tasks.c.id == task_id))).scalar() == 0

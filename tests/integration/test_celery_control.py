@@ -92,6 +92,9 @@ def test_a_message_of_any_celery_client_is_revoked_before_or_after_it_has_come(
         eventually(lambda: [ids for ids in (inspect.revoked() or {}).values() if task_id in ids])
         send()
     eventually(lambda: state_of(client, task_id) == "cancelled")
+    client.replay(task_id)
+    client.cancel(busy.id)
+    eventually(lambda: state_of(client, task_id) == "succeeded")
 
 
 @pytest.mark.parametrize("word", ["revoke", "terminate"])
@@ -105,6 +108,19 @@ def test_a_run_that_came_straight_from_the_ledger_is_terminated_like_any_other(
     else:
         celery.control.terminate(str(task.id))
     with pytest.raises(TaskFailed, match="revoked by an operator"):
+        task.result(30)
+
+
+def test_a_task_that_was_terminated_runs_again_when_it_is_replayed(celery: Celery, client: FleetClient) -> None:
+    task = client.submit("test.sleep", {"seconds": 60})
+    eventually(lambda: task.status().state == "running")
+    celery.control.revoke(str(task.id), terminate=True)
+    with pytest.raises(TaskFailed, match="revoked by an operator"):
+        task.result(30)
+    client.replay(task.id)
+    eventually(lambda: task.status().state == "running")
+    client.cancel(task.id)
+    with pytest.raises(TaskCancelled):
         task.result(30)
 
 

@@ -63,6 +63,21 @@ def test_one_that_fails_at_once_is_begun_less_and_less_often(after_s: float, wai
     assert gaps == pytest.approx(waits)
 
 
+def test_a_warm_up_that_always_fails_is_tried_again_and_leaves_the_worker_ready() -> None:
+    frail = Frail(1000)
+
+    async def main() -> None:
+        chores = Chores()
+        chores.start({"warm-up": frail.run}, are_vital=False)
+        for _ in range(100):
+            await asyncio.sleep(0.5)
+            assert chores.are_well
+        await chores.stop()
+
+    at_once(main())
+    assert len(frail.begun) > 3
+
+
 def test_a_chore_that_is_done_is_not_begun_again() -> None:
     begun = []
 

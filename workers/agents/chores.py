@@ -29,9 +29,12 @@ class Chores:
         """Whether none lies still because it failed: a worker without one of them is not to be trusted with tasks."""
         return not self._down
 
-    def start(self, chores: Mapping[str, Chore]) -> None:
-        """Begin all of these; one that returns is done."""
-        self._tasks += [asyncio.create_task(self._keep(name, chore), name=name) for name, chore in chores.items()]
+    def start(self, chores: Mapping[str, Chore], *, are_vital: bool = True) -> None:
+        """Begin all of these; one that returns is done, and one that fails is missed only where it is vital."""
+        self._tasks += [
+            asyncio.create_task(self._keep(name, chore, is_vital=are_vital), name=name)
+            for name, chore in chores.items()
+        ]
 
     async def stop(self) -> None:
         """End all of them."""
@@ -39,7 +42,7 @@ class Chores:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _keep(self, name: str, chore: Chore) -> None:
+    async def _keep(self, name: str, chore: Chore, *, is_vital: bool) -> None:
         loop, wait_s = asyncio.get_running_loop(), AGAIN_S
         while True:
             began = loop.time()
@@ -50,7 +53,8 @@ class Chores:
                 wait_s = AGAIN_S if loop.time() - began > LONGEST_S else wait_s
                 metrics.CHORE_FAILURES.labels(name).inc()
                 log.critical("worker.chore_failed", chore=name, again_in_s=wait_s, cause=repr(error), exc_info=True)
-            self._down.add(name)
+            if is_vital:
+                self._down.add(name)
             await asyncio.sleep(wait_s)
             self._down.discard(name)
             wait_s = min(LONGEST_S, wait_s * 2)

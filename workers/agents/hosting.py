@@ -21,7 +21,7 @@ from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.own_runs import asked_to_cancel, overlooked
 from shared.ledger.parking import unpark
 from shared.ledger.poll import Polled, poll_held, poll_lost
-from shared.ledger.revoking import revoke
+from shared.ledger.revoking import is_untouched, revoke
 from shared.ledger.roster import Elder, elders, offer
 from shared.ledger.runs import Claim, Runs
 from shared.ledger.sealed_input import seal_received
@@ -161,9 +161,9 @@ class WorkerHost:
         if self._hurry is not None:
             hurry = self._hurry(active=self.active, asked=self._asked_to_cancel, poll_s=self.knobs.cancel_poll_s)
             chores |= {"cancels": hurry.listen, "cancels-in-ledger": hurry.watch}
-        if self._warm_up is not None:
-            chores["warm-up"] = partial(self._warm, self._warm_up)
         self._chores.start(chores)
+        if self._warm_up is not None:  # without it a search is late, or raises what it raises
+            self._chores.start({"warm-up": partial(self._warm, self._warm_up)}, are_vital=False)
         self._is_ready = True
 
     async def _refuse_second(self) -> None:
@@ -240,7 +240,7 @@ class WorkerHost:
         await self._chores.stop()
         try:
             async with asyncio.timeout(self.ledger.heartbeat_s):
-                await self._commit.close()
+                await (self._commit.abandon() if self.active else self._commit.close())  # runs were left behind
                 handed_back = await self.lease.leave()
                 await self._database.close()
                 await self._chores_database.close()
@@ -304,9 +304,13 @@ class WorkerHost:
         return await until_available(lambda: shelve_for_others(self._chores_database, sealed), what="PostgreSQL")
 
     async def hold_revoked(self, message: TaskMessage) -> bool:
-        """A message that was revoked before anybody claimed it: its task ends in the ledger, as cancelled."""
+        """A message that was revoked before anybody claimed it: its task ends in the ledger, as cancelled.
+
+        Celery remembers an id for hours: a task that was replayed since then goes on.
+        """
         is_held = await self.hold_for_others(message)
-        await self.revoke([message.id])
+        if await until_available(lambda: is_untouched(self._chores_database, message.id), what="PostgreSQL"):
+            await self.revoke([message.id])
         return is_held
 
     async def revoke(self, task_ids: Sequence[UUID]) -> Sequence[UUID]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 from celery import Celery
+from celery.worker.state import revoked
 
 from shared.broker.dead_letters import dead_letter
 from shared.broker.depth import DepthGauge
@@ -45,16 +46,22 @@ class QueueWatch:
 
     async def sort(self, priority: Priority, keep: Callable[[Sequence[TaskMessage]], None]) -> int:
         """Hand the tasks of a priority's messages over, as fast as they come; returns how many."""
-        return await self._asked(partial(take_off, self._knobs, priority, read=self._read, keep=keep, limit_s=SORT_S))
+        read = partial(self._read, loop=asyncio.get_running_loop())
+        return await self._asked(partial(take_off, self._knobs, priority, read=read, keep=keep, limit_s=SORT_S))
 
     async def _asked(self, question: Callable[[], int]) -> int:
         return await asyncio.get_running_loop().run_in_executor(self._thread, question)
 
-    def _read(self, message: Any) -> TaskMessage | None:
+    def _read(self, message: Any, *, loop: asyncio.AbstractEventLoop) -> TaskMessage | None:
         try:
-            return task_of(message, self._app.tasks)
+            task = task_of(message, self._app.tasks)
         except BadMessage as error:
             log.error("consumer.message_refused", reason=error.message, task=(message.headers or {}).get("task"))
             dead_letter(self._app.fleet_publisher, message, error.message).result()
             message.ack()
             return None
+        if task is None or str(task.id) not in revoked:
+            return task
+        if asyncio.run_coroutine_threadsafe(self._app.fleet_host.hold_revoked(task), loop).result():
+            message.ack()
+        return None
