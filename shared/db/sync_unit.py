@@ -159,7 +159,7 @@ class SyncUnits:
                     return place, connection, holding
             except PoolTimeout as error:
                 raise place.pool.exhausted() from error
-            except FAILURES as error:
+            except (*FAILURES, psycopg.Error) as error:
                 failure = error
             finally:
                 if not is_kept:
@@ -197,8 +197,9 @@ def _has_reached(connection: Connection, place: Place, wish: Wish, token: Causal
         link.autocommit = True
         row = link.execute(HAS_REACHED, [lsn_text(token.lsn)]).fetchone()
         link.autocommit = False
-    except psycopg.Error:
-        return False
+    except BaseException:  # it would commit by itself whoever gets it next
+        connection.invalidate()
+        raise
     return bool(row and row[0])
 
 

@@ -224,9 +224,13 @@ async def _has_reached(connection: AsyncConnection, place: Place, wish: Wish, to
     link = _link(connection)
     if token is None or holds_for(link, place, wish, token):
         return True
-    await link.set_autocommit(True)
-    row = await (await link.execute(HAS_REACHED, [lsn_text(token.lsn)])).fetchone()
-    await link.set_autocommit(False)
+    try:
+        await link.set_autocommit(True)
+        row = await (await link.execute(HAS_REACHED, [lsn_text(token.lsn)])).fetchone()
+        await link.set_autocommit(False)
+    except BaseException:  # it would commit by itself whoever gets it next
+        await connection.invalidate()
+        raise
     return bool(row and row[0])
 
 
