@@ -24,7 +24,7 @@ class Writes:
         self.worker: UUID | None = None
 
     async def execute(self, _: Any, parameters: dict[str, Any], **__: Any) -> "Writes":
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.037)
         self.worker = parameters["worker"]
         return self
 
@@ -69,9 +69,12 @@ def test_a_run_that_goes_on_writing_does_not_keep_its_worker_from_giving_up_its_
         lease = Nobody()
         host.lease = cast(Any, lease)
         host.active[uuid4()] = cast(Active, None)
-        left = [asyncio.create_task(writes(host, name)) for name in ("one", "other")]
-        await asyncio.sleep(1)
+        left = []
+        for name in ("one", "other"):  # while the one is written the other waits, at any time
+            left.append(asyncio.create_task(writes(host, name)))
+            await asyncio.sleep(0.02)
         await host.stop()
-        return lease.is_given_up, await asyncio.gather(*left)
+        done, _ = await asyncio.wait(left, timeout=1)
+        return lease.is_given_up, [one.result() for one in done]
 
     assert at_once(main()) == (True, ["fenced", "fenced"])
