@@ -12,7 +12,6 @@ from tests.integration.live import eventually
 from tests.integration.load import started_at
 from workers.ops.background import BackgroundSupervisor
 
-
 MARGIN_S = 1.0
 """On a machine that is busy with other things; a worker looks every half second."""
 
