@@ -20,6 +20,7 @@ BESIDE = (
     *(f"integration/test_{name}*.py" for name in ("fork", "keeper_l", "keeper_r", "keeper_s", "keeper_t", "ledger_")),
     *(f"integration/test_{name}*.py" for name in ("llm_complaints", "llm_ladder", "llm_stream", "memory", "places")),
     *(f"integration/test_{name}*.py" for name in ("producer", "retrieval", "schedules", "sealed", "second_try")),
+    *(f"integration/test_{name}*.py" for name in ("migrations", "priorities", "shards", "sync_units")),
     *(f"integration/test_{name}*.py" for name in ("steering", "supervisor", "vault", "verify", "way_of")),
 )
 """What runs beside the first process, below `tests`."""
