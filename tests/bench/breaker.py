@@ -73,7 +73,7 @@ def batch(guard: Callable[[Callable[[], None]], object]) -> float:
 
 async def shared() -> tuple[float, float]:
     """Round trips a decision, and milliseconds (median) of an admission with its settlement."""
-    url, tenant = os.environ["FLEET_REDIS_URL"], fresh_tenant("breaker")
+    url, tenant = os.environ["FLEET_MEMORY_REDIS_URL"], fresh_tenant("breaker")
     rules = KeyRules(limits=Limits(requests_per_min=1e9, input_tokens_per_min=1e9, concurrency=1000))
     budgets = [Budget(level="run", name="r", tokens=10**9, money=1e6), Budget(level="day", name="d", tokens=10**9)]
     gate = Gate(open_gate_store(StoreKnobs(redis_url=url, timeout_s=5.0)), lambda _: rules)

@@ -47,7 +47,7 @@ def measure(site: Site) -> list[Figure]:
 
 def run(folder: Path, key: str) -> tuple[float, list[float]]:
     """When the measured minute began, and when each call was let through (monotonic)."""
-    argv = [sys.executable, "-m", "tests.bench.limited_caller", str(folder), key, os.environ["FLEET_REDIS_URL"]]
+    argv = [sys.executable, "-m", "tests.bench.limited_caller", str(folder), key, os.environ["FLEET_MEMORY_REDIS_URL"]]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     processes = [subprocess.Popen(argv, cwd=ROOT, env=env) for _ in range(PROCESSES)]
     try:
