@@ -26,9 +26,10 @@ check: $(STAMP)  ## ruff, mypy, import contracts, house and unit tests: under a 
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@told=$$($(BIN)/lint-imports --no-cache 2>&1) || { printf '%s\n' "$$told"; exit 1; }
-	@told=$$(mktemp); trap 'rm -f $$told' EXIT; trap 'exit 130' INT TERM; $(BIN)/mypy > $$told 2>&1 & types=$$!; \
-	$(BIN)/python -m pytest -q tests/house tests/unit tests/property tests/contract; tests=$$?; \
-	wait $$types; types=$$?; cat $$told; exit $$((tests + types))
+	@told=$$(mktemp -d); trap 'rm -rf $$told' EXIT; trap 'exit 130' INT TERM; $(BIN)/mypy > $$told/types 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/contract tests/property > $$told/beside 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -q tests/house tests/unit; tests=$$?; \
+	wait $$beside; beside=$$?; wait $$types; types=$$?; cat $$told/beside $$told/types; exit $$((tests + beside + types))
 
 chaos: $(STAMP) servers  ## the storm, the ledger's model, the database's nodes at length; CHAOS_SEED=N replays a storm
 	@CHAOS=long $(BIN)/python -m pytest -q -s tests/chaos tests/integration/test_ledger_stateful.py \
