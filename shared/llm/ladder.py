@@ -114,7 +114,7 @@ def worth_waiting(
         usual_wait_s: For models that are down for nobody knows how long.
     """
     busy = [one.retry_after_s for one in passed if one.way == "busy" and one.retry_after_s is not None]
-    if busy and min(busy) <= patience_s + ROUNDING_S and _fits(min(busy), left_s):
+    if busy and min(busy) <= patience_s + ROUNDING_S and _fits(max(LEAST_WAIT_S, min(busy)), left_s):
         return Wait(max(LEAST_WAIT_S, min(busy)), f"every model is busy or down; one is due in {min(busy):.1f} s")
     away = [one.retry_after_s for one in passed if one.way in ("down", "busy")]
     if when_down == "wait" and away:

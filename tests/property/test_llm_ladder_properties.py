@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 
 from shared.errors import Misconfigured
@@ -64,6 +64,7 @@ def test_a_task_that_must_act_acts_or_says_that_it_could_not(vector: Capabilitie
 
 
 @given(passes, some.sampled_from(["degrade", "wait"]), seconds, some.none() | seconds)
+@example([Passed(model="a", way="busy", reason="", retry_after_s=0.0)], "degrade", 0.0, 1.0)
 def test_a_wait_always_ends_before_the_deadline_and_is_never_nothing(
     passed: list[Passed], when_down: Any, patience_s: float, left_s: float | None
 ) -> None:
