@@ -178,7 +178,8 @@ DONE = """
     WHERE %(again)s::bool AND t.epoch > x.epoch AND NOT (t.epoch = x.epoch + 1 AND t.state = 'failed')
 """
 """Runs of a batch that is sent again and that were put down the first time: a living worker's run loses its epoch by
-that alone, or by its deadline. Who has gone on since was queued."""
+that alone, or by its deadline. Who has gone on since was queued; so is said to one that its deadline ended and an
+operator began anew, whose first answer was lost: it looks the same, and its run ends here as well."""
 CROWD = """
     SELECT d.tenant FROM (SELECT DISTINCT tenant FROM json_to_recordset(%(accept)s::json) AS x(tenant text)) d
     WHERE EXISTS (SELECT FROM tasks q WHERE q.tenant = d.tenant AND q.state = 'queued' AND q.published_at IS NULL

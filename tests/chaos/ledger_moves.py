@@ -78,7 +78,8 @@ class LedgerMoves(RuleBasedStateMachine):
         elif run.standing == "calling":
             self._end_call(run, well=way != "break")
         elif run.standing == "suspended":
-            assert self.rig.run(run.put_down()) == (self.goes_to_wait(run) if self.owns(run) else None)
+            expected = self.goes_to_wait(run) if self.owns(run) else self.told_too_late(run)
+            assert self.rig.run(run.put_down()) == expected
             run.standing = "over"
         elif run.standing == "broken" or way == "break":
             self._end(run, "failed", run.worker.runs.fail(run.claim, FleetError("broken"), {}))
@@ -125,6 +126,15 @@ class LedgerMoves(RuleBasedStateMachine):
     def owns(self, run: LiveRun) -> bool:
         """Whether its writes count."""
         return self.model.owns(run.worker.id, run.task.id, run.claim.epoch)
+
+    def told_too_late(self, run: LiveRun) -> str | None:
+        """What a run is told that is put down and does not own its task: nothing, for it is fenced off.
+
+        Unless the answer is lost. Sent again, it cannot be told from one that was put down the first time and that has
+        gone on elsewhere since, and is told so: either way the run ends here and has changed nothing.
+        """
+        is_sent_again = run.worker.commit.loses_next and self.model.workers[run.worker.id].may_write
+        return "queued" if is_sent_again and run.task.epoch > run.claim.epoch + 1 else None
 
     def silence(self, worker: LiveWorker) -> None:
         """Its last heartbeat is long ago."""
@@ -235,7 +245,10 @@ class LedgerMoves(RuleBasedStateMachine):
 
     def _put_aside(self, run: LiveRun, state: Any) -> None:
         error = {"code": "put_aside", "message": "for the test"} if state == "parked" else None
-        expected = self.model.suspend(run.task, state, seen_wakes=NEVER_SEEN) if self.owns(run) else None
+        if self.owns(run):
+            expected = self.model.suspend(run.task, state, seen_wakes=NEVER_SEEN)
+        else:
+            expected = self.told_too_late(run)
         assert self.rig.run(run.suspend(Suspension(state=state, error=error))) == expected
         run.standing = "over"
 

@@ -103,3 +103,19 @@ async def test_a_run_whose_deadline_ended_it_while_the_database_was_away_is_fenc
     monkeypatch.setattr(worker.commit, "_commit", refused)
     with pytest.raises(Fenced):
         await worker.runs.suspend(claim, Suspension(kind="sleep", wait_s=60))
+
+
+async def test_a_run_that_was_overtaken_and_whose_answer_is_lost_reads_as_queued_and_changes_nothing(
+    producer: FleetClient, worker: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be told from one that was put down and has gone on: it ends here either way."""
+    task_id = await taken(producer)
+    stale = await worker.claim(task_id)
+    await worker.do("UPDATE tasks SET epoch = epoch + 2 WHERE id = :id", id=task_id)
+    before = await worker.all("SELECT * FROM tasks WHERE id = :id", id=task_id)
+    left = lose_answers(worker, monkeypatch, "suspend")
+    assert await worker.runs.suspend(stale, Suspension(kind="sleep", wait_s=60)) == "queued"
+    assert not left
+    assert await worker.all("SELECT * FROM tasks WHERE id = :id", id=task_id) == before
+    with pytest.raises(Fenced):  # the answer came
+        await worker.runs.suspend(stale, Suspension(kind="sleep", wait_s=60))
