@@ -27,6 +27,9 @@ In one simple query a failed COMMIT ends the rest. Not `pg_current_wal_insert_ls
 what it may cover, for many seconds (only with synchronous_commit = off, where a commit may not be flushed itself, by a
 role's setting; within units it is refused); not `pg_control_checkpoint()`: it shows the old timeline after a promotion.
 """
+END_ON_STANDBY = b"COMMIT; SELECT pg_last_wal_replay_lsn(), NULL"
+"""The same for a server that is known to replay: half as much for it to read. What it answers is only a position while
+it still does so when it has answered."""
 GONE = frozenset({"57P01", "57P02", "57P03"})
 """The server ends the connection: shutdown, crash of another backend, starting or stopping."""
 WAIT_FOR_STANDBYS = "syncrep.c"
@@ -57,11 +60,46 @@ class Honest(psycopg.BaseConnection[Any]):
     """See `cut`."""
     opened_at: float = 0.0
     """When it was asked for, on the monotonic clock."""
+    is_new: bool = True
+    """No pool has given it to anybody yet: it need not be asked whether it is still there."""
+    _is_blank: bool = False
+    """Nothing was asked yet in the transaction that `_begin_gen` began."""
 
     @property
     def is_standby(self) -> bool:
         """Whether the server said with its last message that it is one: no round trip."""
         return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
+
+    def _begin_gen(self) -> PQGen[None]:
+        """Begin a transaction before there is a statement for it; one under way ends as if it had never been.
+
+        The answer says that the server is there: one round trip instead of two, a ping and a BEGIN. Until something is
+        asked in it, the transaction has no snapshot and no locks, and may become one of another kind.
+        """
+        if self.pgconn.transaction_status == TransactionStatus.IDLE:
+            yield from super()._start_query()
+        else:
+            yield from self._exec_command(b"ROLLBACK AND CHAIN")
+        self._is_blank = True
+
+    def _start_query(self) -> PQGen[None]:
+        """See psycopg; a statement is about to be sent."""
+        self._is_blank = False
+        yield from super()._start_query()
+
+    def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
+        """See psycopg, which refuses to change what only the next transaction can be: one that is blank ends here."""
+        if self._is_blank and self.pgconn.transaction_status == TransactionStatus.INTRANS:
+            yield from self._exec_command(b"ROLLBACK")
+        yield from super()._check_intrans_gen(attribute)
+
+    def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
+        """See psycopg; a blank transaction becomes read-only as it is. None asks to write: standbys refuse that too."""
+        if value and self._is_blank and self.pgconn.transaction_status == TransactionStatus.INTRANS:
+            yield from self._exec_command(b"SET TRANSACTION READ ONLY")
+            self._read_only, self._begin_statement = True, b""
+        else:
+            yield from super()._set_read_only_gen(value or None)
 
     def _begin_commit(self) -> None:
         if self.is_demoted:  # or else it would be unknown whether it was committed
@@ -76,8 +114,12 @@ class Honest(psycopg.BaseConnection[Any]):
         return self.marks_end and self.pgconn.transaction_status == TransactionStatus.INTRANS
 
     def _end_gen(self) -> PQGen[list[PGresult]]:
-        self.pgconn.send_query(END_HERE)
+        is_standby = self.is_standby
+        self.pgconn.send_query(END_ON_STANDBY if is_standby else END_HERE)
         results: list[PGresult] = yield from generators.execute(self.pgconn)
+        if is_standby and not self.is_standby:  # promoted: the position stands still since then, what is read does not
+            self.pgconn.send_query(END_HERE.partition(b"; ")[2])
+            results[1:] = yield from generators.execute(self.pgconn)
         return results
 
     def _mark(self, results: list[PGresult]) -> None:
@@ -140,7 +182,14 @@ class Link(Honest, psycopg.AsyncConnection[Any]):
         link.limit_s = link.rollback_s = limit_s
         link.writes, link.opened_at = writes, opened_at
         link.add_notice_handler(link._hear)
+        if not writes:  # each transaction says so too: through a pooler nothing else does
+            await link.set_read_only(True)
         return link
+
+    async def begin(self) -> None:
+        """See `_begin_gen`."""
+        async with self.lock:
+            await self.wait(self._begin_gen())
 
     async def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """See psycopg; a server that stays silent or steps down is given up."""
@@ -171,7 +220,7 @@ class Link(Honest, psycopg.AsyncConnection[Any]):
 
     async def rollback(self) -> None:
         """See psycopg; without a connection the server does it, and whatever led here is what a caller has to hear."""
-        if self.closed:
+        if self.closed or self.pgconn.transaction_status == TransactionStatus.IDLE:
             return
         limit_s, self.limit_s = self.limit_s, self.rollback_s
         try:

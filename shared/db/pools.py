@@ -76,11 +76,14 @@ Links = dict[Any, Honest]
 
 
 def watch(engine: Engine, knobs: DbKnobs, *, writes: bool, links: Links) -> None:
-    """A pooled connection is pinged with little patience and used with as much as a statement may take; see `guard`."""
+    """A transaction is begun with little patience and used with as much as a statement may take; see `guard`."""
     statement_s = knobs.statement_timeout_s + knobs.answer_timeout_s
 
-    def out(_connection: Any, record: Any, _proxy: Any) -> None:
+    def out(connection: Any, record: Any, _proxy: Any) -> None:
         link: Honest = record.driver_connection
+        if not link.is_new:
+            _begin(connection, link)
+        link.is_new = False
         if writes and knobs.pooler == "none" and link.is_standby:
             raise InvalidatePoolError("the server is a standby")
         link.limit_s, link.is_committing = statement_s, False
@@ -96,6 +99,19 @@ def watch(engine: Engine, knobs: DbKnobs, *, writes: bool, links: Links) -> None
     event.listen(engine.pool, "checkout", out)
     event.listen(engine.pool, "checkin", back)
     guard(engine, always=not writes)
+
+
+def _begin(connection: Any, link: Honest) -> None:
+    """Begin on a connection that has waited in a pool. Raises: InvalidatePoolError when its server is not there."""
+    try:
+        if isinstance(link, Link):
+            connection.run_async(Link.begin)
+        else:
+            connection.begin()
+    except psycopg.Error as error:
+        if link.closed:
+            raise InvalidatePoolError(first_line(error)) from error
+        raise
 
 
 class Pool:
@@ -116,9 +132,7 @@ class Pool:
         """Connections beside the pool that somebody keeps."""
         self._holders: dict[object, tuple[asyncio.Task[object] | str, float]] = {}
         parameters = connect_args(knobs, application_name=application_name)
-        self.is_read_only = not writes and knobs.pooler == "none"
-        """Whether its connections refuse writes by themselves; where not, each transaction has to."""
-        if self.is_read_only:
+        if not writes and knobs.pooler == "none":
             # After a promotion these connections would otherwise write: nobody tells them that their node has changed.
             parameters["options"] += " -c default_transaction_read_only=on"
         self.options: dict[str, Any] = {
@@ -126,7 +140,6 @@ class Pool:
             "max_overflow": self.overflow,
             "pool_timeout": knobs.pool_timeout_s,
             "pool_recycle": knobs.pool_recycle_s,
-            "pool_pre_ping": True,
             "connect_args": parameters,
         }
         """What an engine to this node is made with."""

@@ -26,7 +26,14 @@ class SyncLink(Honest, psycopg.Connection[Any]):
         link.limit_s = link.rollback_s = limit_s
         link.writes, link.opened_at = writes, opened_at
         link.add_notice_handler(link._hear)
+        if not writes:  # each transaction says so too: through a pooler nothing else does
+            link.set_read_only(True)
         return link
+
+    def begin(self) -> None:
+        """See `_begin_gen`."""
+        with self.lock:
+            self.wait(self._begin_gen())
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """See psycopg; a server that stays silent or steps down is given up."""
@@ -43,7 +50,7 @@ class SyncLink(Honest, psycopg.Connection[Any]):
 
     def rollback(self) -> None:
         """See psycopg; without a connection the server does it, and whatever led here is what a caller has to hear."""
-        if self.closed:
+        if self.closed or self.pgconn.transaction_status == TransactionStatus.IDLE:
             return
         limit_s, self.limit_s = self.limit_s, self.rollback_s
         try:

@@ -116,7 +116,7 @@ class SyncUnits:
             with connection:
                 link = _link(connection)
                 link.marks_end = router is not None and wish.marks_end
-                if wish.mode == "ro" and not pool.is_read_only:
+                if wish.mode == "ro" and pool.writes:
                     connection.execution_options(postgresql_readonly=True)
                 session = self._session_on(connection, wish, token)
                 with session, session.begin():
@@ -193,13 +193,8 @@ def _has_reached(connection: Connection, place: Place, wish: Wish, token: Causal
     link = _link(connection)
     if token is None or holds_for(link, place, wish, token):
         return True
-    try:
-        link.autocommit = True
-        row = link.execute(HAS_REACHED, [lsn_text(token.lsn)]).fetchone()
-        link.autocommit = False
-    except BaseException:  # it would commit by itself whoever gets it next
-        connection.invalidate()
-        raise
+    row = link.execute(HAS_REACHED, [lsn_text(token.lsn)]).fetchone()
+    link.begin()  # anew: a repeatable read would keep the look's snapshot, which is older than its answer
     return bool(row and row[0])
 
 

@@ -135,7 +135,7 @@ async def on_a_chosen_node(
     try:
         async with _closing(connection):
             link.marks_end = wish.marks_end
-            if wish.mode == "ro" and not place.pool.is_read_only:
+            if wish.mode == "ro" and place.pool.writes:
                 await connection.execution_options(postgresql_readonly=True)
             session = _session_on(connection, door, wish, token)
             async with session, session.begin():
@@ -224,13 +224,8 @@ async def _has_reached(connection: AsyncConnection, place: Place, wish: Wish, to
     link = _link(connection)
     if token is None or holds_for(link, place, wish, token):
         return True
-    try:
-        await link.set_autocommit(True)
-        row = await (await link.execute(HAS_REACHED, [lsn_text(token.lsn)])).fetchone()
-        await link.set_autocommit(False)
-    except BaseException:  # it would commit by itself whoever gets it next
-        await connection.invalidate()
-        raise
+    row = await (await link.execute(HAS_REACHED, [lsn_text(token.lsn)])).fetchone()
+    await link.begin()  # anew: a repeatable read would keep the look's snapshot, which is older than its answer
     return bool(row and row[0])
 
 

@@ -206,6 +206,39 @@ async def test_a_stopped_backend_holds_nobody_beyond_the_limit(table: Background
             os.kill(pid, signal.SIGCONT)
 
 
+async def test_a_connection_that_ended_while_nobody_had_it_is_replaced_before_anything_is_asked(
+    database: Database, table: BackgroundSupervisor
+) -> None:
+    async with database.unit() as unit:
+        pid = int(await unit.scalar(PID) or 0)
+    await asyncio.to_thread(ask, table, PRIMARY, "SELECT pg_terminate_backend(%s, 5000)", pid)
+    async with database.unit() as unit:
+        assert await unit.scalar(PID) != pid
+
+
+async def test_a_unit_that_has_asked_nothing_yet_holds_nothing_back_and_may_still_be_of_any_kind(
+    database: Database, table: BackgroundSupervisor
+) -> None:
+    """Its transaction has begun: that says whether the server is there."""
+    how = {"isolation_level": "REPEATABLE READ", "postgresql_deferrable": True}
+    async with database.unit() as unit:
+        pid = int(await unit.scalar(PID) or 0)
+    async with database.unit() as unit:
+        held = "SELECT state, backend_xid, backend_xmin FROM pg_stat_activity WHERE pid = %s"
+        assert await asyncio.to_thread(ask, table, PRIMARY, held, pid) == [("idle in transaction", None, None)]
+        await unit.connection(execution_options=how)
+        assert await unit.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        assert await unit.scalar(text("SHOW transaction_deferrable")) == "on"
+    async with database.unit(mode="ro") as read:
+        await read.connection(execution_options=how)
+        assert await read.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        assert await read.scalar(text("SHOW transaction_read_only")) == "on"
+    async with database.unit() as unit:
+        kinds = [text(f"SHOW transaction_{kind}") for kind in ("isolation", "read_only", "deferrable")]
+        assert [await unit.scalar(kind) for kind in kinds] == ["read committed", "off", "off"]
+        assert await unit.scalar(PID) == pid
+
+
 async def test_an_exhausted_pool_says_who_holds_it(table: BackgroundSupervisor) -> None:
     async with door_to(table, pool_size=1, connect_timeout_s=2) as database:
         release = asyncio.Event()

@@ -88,6 +88,18 @@ def test_a_write_is_seen_by_the_next_causal_read_wherever_it_goes(client: FleetC
     assert True in went
 
 
+def test_a_unit_that_has_asked_nothing_yet_may_be_of_any_kind(client: FleetClient) -> None:
+    for _ in range(2):
+        with client.unit() as unit:
+            unit.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            assert unit.scalar(text("SHOW transaction_isolation")) == "repeatable read"
+        with client.unit(mode="ro") as read:
+            assert read.scalar(text("SHOW transaction_read_only")) == "on"
+        with client.unit() as unit:
+            assert unit.scalar(text("SHOW transaction_isolation")) == "read committed"
+            assert unit.scalar(text("SHOW transaction_read_only")) == "off"
+
+
 def test_while_replay_is_paused_causal_reads_go_to_the_primary_and_eventual_ones_do_not(
     client: FleetClient, table: BackgroundSupervisor
 ) -> None:

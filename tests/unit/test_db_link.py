@@ -45,6 +45,32 @@ def test_a_commit_that_failed_is_an_error_and_one_that_rolled_back_ended_nowhere
     assert marked(answer(ExecStatus.COMMAND_OK, b"ROLLBACK"), told) is None
 
 
+@pytest.mark.parametrize("is_promoted", [False, True])
+def test_a_replicas_position_counts_only_while_it_replays(is_promoted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a promotion it stands still, and what is read does not."""
+    sent: list[bytes] = []
+    answers = [
+        [COMMITTED, answer(ExecStatus.TUPLES_OK, b"SELECT 1", b"0/5", None)],
+        [answer(ExecStatus.TUPLES_OK, b"SELECT 1", b"0/9", b"000000020000000000000001")],
+    ]
+
+    def execute(_pgconn: Any) -> Any:
+        link.is_standby = not is_promoted
+        yield from ()
+        return answers.pop(0)
+
+    monkeypatch.setattr("shared.db.link.generators.execute", execute)
+    link = cast(Any, SimpleNamespace(is_standby=True, pgconn=SimpleNamespace(send_query=sent.append)))
+    with pytest.raises(StopIteration) as ended:
+        next(Link._end_gen(link))
+    if is_promoted:
+        assert marked(*ended.value.value) == ("0/9", "000000020000000000000001")
+        assert b"COMMIT" not in sent[1] and b"pg_current_wal_flush_lsn" in sent[1]
+    else:
+        assert marked(*ended.value.value) == ("0/5", None)
+    assert len(sent) == 1 + is_promoted
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -1,4 +1,4 @@
-"""A look whether a replica has come far enough: one that fails is no answer, and spoils no connection."""
+"""A look whether a replica has come far enough: one that fails is no answer, and what reads after it begins anew."""
 
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -17,43 +17,63 @@ BEHIND_A_POOLER: Any = SimpleNamespace(is_replica=True, pool=SimpleNamespace(kno
 
 
 class Link:
-    """A connection of either driver whose statement is cancelled by the server."""
+    """A connection of either driver: what it was told to do, and what its server answers."""
 
-    def __init__(self) -> None:
-        self.autocommit = False
-        self.is_invalidated = False
+    def __init__(self, answer: tuple[bool] | psycopg.Error) -> None:
+        self.answer = answer
+        self.did: list[str] = []
 
+
+class SyncLink(Link):
     def execute(self, *_: object) -> Any:
-        raise psycopg.errors.QueryCanceled("canceling statement due to conflict with recovery")
+        self.did.append("look")
+        if isinstance(self.answer, psycopg.Error):
+            raise self.answer
+        return SimpleNamespace(fetchone=lambda: self.answer)
 
-    async def set_autocommit(self, value: bool) -> None:
-        self.autocommit = value
-
-    def invalidate(self) -> None:
-        self.is_invalidated = True
+    def begin(self) -> None:
+        self.did.append("begin")
 
 
-async def in_a_thread(link: Link) -> bool:
+class AsyncLink(Link):
+    async def execute(self, *_: object) -> Any:
+        self.did.append("look")
+        if isinstance(self.answer, psycopg.Error):
+            raise self.answer
+        return self
+
+    async def fetchone(self) -> Any:
+        return self.answer
+
+    async def begin(self) -> None:
+        self.did.append("begin")
+
+
+async def in_a_thread(answer: Any) -> tuple[bool, list[str]]:
+    link = SyncLink(answer)
+    connection: Any = SimpleNamespace(connection=SimpleNamespace(driver_connection=link))
+    return sync_unit._has_reached(connection, BEHIND_A_POOLER, WISH, TOKEN), link.did
+
+
+async def on_a_loop(answer: Any) -> tuple[bool, list[str]]:
+    link = AsyncLink(answer)
     connection: Any = SimpleNamespace(
-        connection=SimpleNamespace(driver_connection=link), invalidate=link.invalidate
-    )  # fmt: skip
-    return sync_unit._has_reached(connection, BEHIND_A_POOLER, WISH, TOKEN)
+        sync_connection=SimpleNamespace(connection=SimpleNamespace(driver_connection=link))
+    )
+    return await unit._has_reached(connection, BEHIND_A_POOLER, WISH, TOKEN), link.did
 
 
-async def on_a_loop(link: Link) -> bool:
-    async def invalidate() -> None:
-        link.invalidate()
-
-    driver = SimpleNamespace(connection=SimpleNamespace(driver_connection=link))
-    connection: Any = SimpleNamespace(sync_connection=driver, invalidate=invalidate)
-    return await unit._has_reached(connection, BEHIND_A_POOLER, WISH, TOKEN)
+Looking = Callable[[Any], Awaitable[tuple[bool, list[str]]]]
 
 
-@pytest.mark.parametrize("look", [in_a_thread, on_a_loop])
-async def test_a_look_that_fails_is_told_and_its_connection_is_given_up(
-    look: Callable[[Link], Awaitable[bool]],
-) -> None:
-    link = Link()
+@pytest.mark.parametrize("looking", [in_a_thread, on_a_loop])
+async def test_a_look_that_fails_is_told(looking: Looking) -> None:
     with pytest.raises(psycopg.errors.QueryCanceled):
-        await look(link)
-    assert link.is_invalidated
+        await looking(psycopg.errors.QueryCanceled("canceling statement due to conflict with recovery"))
+
+
+@pytest.mark.parametrize("looking", [in_a_thread, on_a_loop])
+@pytest.mark.parametrize("has_reached", [True, False])
+async def test_what_reads_after_a_look_begins_after_it(looking: Looking, has_reached: bool) -> None:
+    """In a repeatable read the snapshot of a look is older than its answer."""
+    assert await looking((has_reached,)) == (has_reached, ["look", "begin"])
