@@ -28,6 +28,7 @@ async def explain(
 ) -> Explained:
     """Look at every node and decide for a unit of work that is not opened."""
     given = tokens.parse(token)
+    about = f"; the token is at {given.position}" if given else ""
     unreadable = "" if token is None or given else "; the token cannot be read: it is ignored"
     router = database.router
     if router is None:
@@ -39,4 +40,4 @@ async def explain(
     decision = router.explain(Wish(mode, consistency, max_staleness_s), given)
     what = {"overflow": " (only while few such reads are there)", "wait": ": wait for it"}.get(decision.verdict, "")
     considered = tuple((one.name, one.why) for one in router.cluster.standings)
-    return Explained(decision.node, f"{decision.reason}{what}{unreadable}", considered)
+    return Explained(decision.node, f"{decision.reason}{what}{about}{unreadable}", considered)
