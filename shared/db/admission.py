@@ -16,8 +16,6 @@ class Terms:
     max_lag_s: float = 10.0
     """Further behind: out. Back below half of it."""
     return_after_s: float = 1.0
-    silent_after_s: float = 2.0
-    """A look that is older says nothing."""
 
 
 def conclude(
@@ -31,9 +29,9 @@ def conclude(
         now: On the clock of `Facts.seen_at`.
         preferred: Who is the primary as long as nobody can tell two of them apart.
     """
-    fresh = {name: facts for name, facts in seen.items() if facts and now - facts.seen_at <= terms.silent_after_s}
-    system_id = before.system_id or _system_of(before.standings, seen, fresh, preferred)
-    own = {name: facts for name, facts in fresh.items() if facts.system_id == system_id}
+    answers = {name: facts for name, facts in seen.items() if facts}
+    system_id = before.system_id or _system_of(before.standings, seen, answers, preferred)
+    own = {name: facts for name, facts in answers.items() if facts.system_id == system_id}
     timeline = max([before.timeline, *(facts.timeline for facts in own.values())])
     primary = _primary(own, timeline, incumbent=before.primary.name if before.primary else preferred)
     known = replace(before, system_id=system_id, timeline=timeline)
@@ -51,14 +49,14 @@ def conclude(
 
 
 def _system_of(
-    nodes: Sequence[Standing], seen: Mapping[str, Facts | None], fresh: Mapping[str, Facts], preferred: str | None
+    nodes: Sequence[Standing], seen: Mapping[str, Facts | None], answers: Mapping[str, Facts], preferred: str | None
 ) -> int | None:
     """Whose cluster this is, decided once: the configured primary's, or, when that is silent and every node has been
     asked, the one of which all are that answer. A node of another cluster may be the first to answer.
     """
-    if preferred is not None and preferred in fresh:
-        return fresh[preferred].system_id
-    systems = {facts.system_id for facts in fresh.values()}
+    if preferred is not None and preferred in answers:
+        return answers[preferred].system_id
+    systems = {facts.system_id for facts in answers.values()}
     return systems.pop() if len(systems) == 1 and all(one.name in seen for one in nodes) else None
 
 
@@ -110,8 +108,6 @@ def _wrong_with(
 ) -> str | None:
     if facts is None:
         return "it does not answer"
-    if now - facts.seen_at > terms.silent_after_s:
-        return f"it has not answered for {now - facts.seen_at:.1f} s"
     if known.system_id is None:
         return f"it is of system {facts.system_id}; whose the others are, and which is meant, is not known yet"
     if facts.system_id != known.system_id:

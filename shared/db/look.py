@@ -49,6 +49,11 @@ class Eye:
         self._has_reads = False
         self._history: tuple[int, Mapping[int, int]] = (0, {})
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the last question was answered."""
+        return self._link is not None
+
     async def look(self) -> Facts | None:
         """What the node says of itself; None when it does not answer in time."""
         try:

@@ -40,11 +40,7 @@ class View:
         self._is_ready = False
         self._preferred = layout.nodes[0].name
         self._knobs = knobs
-        self._terms = Terms(
-            max_lag_s=knobs.max_lag_s,
-            return_after_s=knobs.return_after_s,
-            silent_after_s=knobs.answer_timeout_s + 2 * knobs.look_every_s,
-        )
+        self._terms = Terms(max_lag_s=knobs.max_lag_s, return_after_s=knobs.return_after_s)
         parameters = connect_args(knobs, application_name=application_name, is_direct=True)
         eyes = {
             node.name: Eye(
@@ -53,7 +49,10 @@ class View:
             )
             for node in layout.nodes
         }  # fmt: skip
-        self.watch = Watch(eyes, every_s=knobs.look_every_s, on_look=self._note, on_primary=self._tend)
+        self.watch = Watch(
+            eyes, every_s=knobs.look_every_s, silent_after_s=knobs.answer_timeout_s + knobs.look_every_s,
+            on_look=self._note, on_primary=self._tend,
+        )  # fmt: skip
 
     def leads(self, name: str) -> bool:
         """Whether it is the primary."""
@@ -95,6 +94,7 @@ class View:
     def _note(self, name: str, facts: Facts | None) -> bool:
         """A look has ended. Returns: Whether this node is the primary."""
         before = self.cluster.primary
+        self.seen |= dict.fromkeys(self.watch.silence.overdue)
         self.seen[name] = facts
         self.cluster = conclude(
             self.cluster, self.seen, terms=self._terms, now=time.monotonic(), preferred=self._preferred

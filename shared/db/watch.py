@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 
 from shared.db.facts import Facts
 from shared.db.look import Eye
+from shared.db.silence import Silence
 
 log = structlog.get_logger()
 
@@ -19,10 +21,11 @@ class Watch:
     """Looks at each node on a task of its own: one that hangs delays no other. Belongs to one event loop."""
 
     def __init__(
-        self, eyes: Mapping[str, Eye], *, every_s: float, on_look: Callable[[str, Facts | None], bool],
-        on_primary: Callable[[Eye, Facts], Awaitable[None]],
+        self, eyes: Mapping[str, Eye], *, every_s: float, silent_after_s: float,
+        on_look: Callable[[str, Facts | None], bool], on_primary: Callable[[Eye, Facts], Awaitable[None]],
     ) -> None:  # fmt: skip
         """`on_look` answers whether the node is the primary: to it alone `on_primary` may write."""
+        self.silence = Silence(after_s=silent_after_s)
         self._eyes = eyes
         self._every_s = every_s
         self._on_look = on_look
@@ -83,8 +86,13 @@ class Watch:
         while True:
             wake.clear()
             self._begun[name] += 1
+            began = time.monotonic()
+            self.silence.asked(name, at=began)
             try:
                 facts = await eye.look()
+                if facts is not None:
+                    self.silence.answered(name)
+                self.silence.looked(began=began)
                 is_primary = self._on_look(name, facts)
             except Exception:  # the loop must outlive one look: logged, and the node's last answer grows old
                 log.exception("db.look_failed", node=name)
@@ -93,7 +101,10 @@ class Watch:
             news, self._news = self._news, asyncio.Event()
             news.set()
             if is_primary and facts is not None:
+                self.silence.asked(name, at=time.monotonic())
                 await self._on_primary(eye, facts)
+                if eye.is_connected:
+                    self.silence.answered(name)
             if self._wanted[name] and facts is not None:
                 await asyncio.sleep(HURRY_S)
                 continue

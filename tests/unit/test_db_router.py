@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from time import monotonic
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from shared.db import router as routing
 from shared.db import view as viewing
@@ -49,6 +50,8 @@ class Nodes:
         self.slow: set[str] = set()
         """Those that answer only when it `is_open`."""
         self.is_open = asyncio.Event()
+        self.is_frozen = False
+        """Whether no heartbeat is answered either."""
 
     def eye(self, url: Any, **_: Any) -> "FakeEye":
         return FakeEye(self, url.host)
@@ -60,6 +63,8 @@ class FakeEye:
     def __init__(self, nodes: Nodes, name: str) -> None:
         self.nodes, self.name = nodes, name
 
+    is_connected = True
+
     async def look(self) -> Facts | None:
         began = monotonic()
         if self.name in self.nodes.slow:
@@ -69,6 +74,8 @@ class FakeEye:
 
     async def beat(self, _seen: Facts) -> None:
         self.nodes.beats.append(self.name)
+        if self.nodes.is_frozen:
+            await self.nodes.is_open.wait()
 
     async def tell(self, reads: Mapping[str, int]) -> bool:
         self.nodes.told.append(dict(reads))
@@ -147,6 +154,35 @@ async def test_a_primary_that_calls_itself_a_standby_is_cut_before_another_is_kn
         nodes.says["a"] = follows()
         await until(lambda: line.is_cut)
         assert leader(router) is None
+
+
+async def test_a_loop_that_stood_still_takes_no_primary_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes(a=follows(), b=follows(), c=leads())  # the others are looked at first
+    async with router_over(nodes, monkeypatch, answer_timeout_s=0.02) as router:
+        await router.place(Wish(), None)
+        with capture_logs() as logs:
+            for _ in range(5):
+                asyncio.get_running_loop().call_soon(sleep, 0.1)  # as in a debugger
+                await asyncio.sleep(0)
+                await router.look_again()
+        assert (leader(router), logs) == ("c", [])
+
+
+@pytest.mark.parametrize("frozen_in", ["a look", "a heartbeat"])
+async def test_a_primary_that_freezes_is_found_out_before_its_own_look_gives_it_up(
+    frozen_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch, answer_timeout_s=0.05) as router:
+        await router.place(Wish(), None)
+        nodes.is_frozen = True
+        if frozen_in == "a look":
+            nodes.slow.add("a")
+        await until(lambda: leader(router) is None)
+        assert router.cluster.others[0].why == "it does not answer"
+        nodes.slow.clear()
+        nodes.is_open.set()
+        await until(lambda: leader(router) == "a")
 
 
 async def test_only_the_primary_is_given_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:

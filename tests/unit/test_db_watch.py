@@ -28,10 +28,17 @@ async def no_heartbeat(_eye: Eye, _facts: Facts) -> None:
     raise AssertionError("nobody is the primary")
 
 
+def started(eye: HeldEye) -> Watch:
+    watch = Watch(
+        {"a": cast(Eye, eye)}, every_s=60.0, silent_after_s=60.0, on_look=lambda *_: False, on_primary=no_heartbeat
+    )
+    watch.start()
+    return watch
+
+
 async def test_a_look_that_was_under_way_when_news_was_asked_for_is_not_the_answer() -> None:
     eye = HeldEye()
-    watch = Watch({"a": cast(Eye, eye)}, every_s=60.0, on_look=lambda *_: False, on_primary=no_heartbeat)
-    watch.start()
+    watch = started(eye)
     while eye.begun < 1:
         await asyncio.sleep(0)
     asking = asyncio.create_task(watch.look_again(within_s=30.0))
@@ -48,7 +55,6 @@ async def test_a_look_that_was_under_way_when_news_was_asked_for_is_not_the_answ
 
 async def test_whoever_waits_for_news_waits_no_longer_than_it_says() -> None:
     eye = HeldEye()
-    watch = Watch({"a": cast(Eye, eye)}, every_s=60.0, on_look=lambda *_: False, on_primary=no_heartbeat)
-    watch.start()
+    watch = started(eye)
     await watch.look_again(within_s=0.01)
     await watch.close()
