@@ -21,7 +21,7 @@ from shared.db.database import Database
 from shared.db.tokens import CausalToken
 from shared.errors import BadInput, DatabaseUnavailable, Fenced, FleetError
 from shared.ledger.knobs import LedgerKnobs
-from shared.ledger.statements import KINDS, Kind, batch_statement
+from shared.ledger.statements import BY_KEY, KINDS, Kind, batch_statement
 
 log = structlog.get_logger()
 
@@ -37,6 +37,7 @@ OUTAGE = (
 )
 TASK_KINDS = frozenset({"accept", "claim", "finish", "suspend", "wake"})
 """Writes to the task's own row."""
+_encode = json.JSONEncoder(allow_nan=False).encode
 statement_of = lru_cache(maxsize=128)(batch_statement)
 
 
@@ -206,6 +207,7 @@ class GroupCommit:
         """Once; `again`: perhaps for the second time, when the answer to the first was lost."""
         if self._connection is None:
             self._connection = await self._database.direct()
+            await self._connection.execute(BY_KEY)
         rows: dict[Kind, list[str]] = {}
         for write in sorted(batch, key=lambda one: one.key[1]):  # one order in every batch: no deadlocks between them
             rows.setdefault(write.kind, []).append(write.row)
@@ -258,6 +260,6 @@ class GroupCommit:
 
 def _as_json(row: dict[str, Any]) -> str:
     try:
-        return json.dumps(row, allow_nan=False)
+        return _encode(row)
     except (TypeError, ValueError) as error:
         raise BadInput(f"not JSON ({error}): use plain data (None, bool, numbers, text, lists, dicts)") from None

@@ -14,16 +14,17 @@ from sqlalchemy import text
 from shared.contracts import Priority, TaskMessage
 from shared.db.database import Database
 from shared.db.tokens import carrying
-from shared.ledger.rows import message_of
+from shared.ledger.rows import MESSAGE_COLUMNS, message_of
 from shared.ledger.runs import Claim
 
 FENCE = "fence AS MATERIALIZED (SELECT id FROM workers WHERE id = :worker AND state = 'alive' FOR SHARE)"
-CLAIM = """
+CLAIM = f"""
     UPDATE tasks t
     SET state = 'running', worker_id = fence.id, started_at = coalesce(t.started_at, now()), epoch = t.epoch + 1,
         attempt = t.attempt + 1, wake_at = NULL, waiting_for = NULL, published_at = coalesce(t.published_at, now())
-    FROM fence, picked WHERE t.id = picked.id AND t.state = 'queued'
-    RETURNING t.*"""
+    FROM fence WHERE t.id = ANY(ARRAY(SELECT id FROM picked)) AND t.state = 'queued'
+    RETURNING t.epoch, t.attempt, {MESSAGE_COLUMNS}"""
+"""By an array of ids: a join with them is planned as a look at every task."""
 HELD = f"""
     WITH RECURSIVE {FENCE}, line(tenant) AS (
         (SELECT tenant FROM tasks WHERE priority = :priority AND state = 'queued' AND published_at IS NULL

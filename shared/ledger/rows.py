@@ -12,6 +12,11 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from shared.contracts import FleetHeader, TaskMessage, check_storable
 from shared.db.tables import limits, tasks
 
+MESSAGE_COLUMNS = (
+    "t.id, t.agent, t.input, t.tenant, t.session_id, t.idempotency_key, t.deadline_at, t.max_attempts, t.priority,"
+    " t.parent_id, t.root_agent"
+)
+"""What `message_of` reads of a row of `tasks t`."""
 FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 
 

@@ -23,6 +23,8 @@ X_COLUMNS = ", ".join(f"x.{name.strip()}" for name in TASK_COLUMNS.split(","))
 CAPPED = """EXISTS (SELECT FROM limits l WHERE (l.scope = 'tenant' AND l.name = x.tenant)
                 OR (l.scope = 'agent' AND l.name IN (x.agent, x.root_agent)))"""
 """Whether a limit holds for the task: then only the keeper, who counts, lets it be claimed."""
+ONCE = "OFFSET 0"
+"""Ends a subselect whose answers are used more than once: else each use asks the tables anew."""
 LATER = "coalesce(x.available_at > now(), false)"
 SAME = "(s.epoch = excluded.epoch AND s.state = excluded.state)"
 """The very intent that is on disk: its answer was lost, and it is sent again. A run begins no step twice: before it
@@ -41,12 +43,12 @@ ACCEPTED = (
 )
 ACCEPT = f"""
         INSERT INTO tasks ({TASK_COLUMNS}, state, wake_at, waiting_for, published_at, dispatch_at)
-        SELECT {X_COLUMNS}, CASE WHEN {LATER} THEN 'waiting' ELSE 'queued' END,
-               CASE WHEN {LATER} THEN x.available_at END,
-               CASE WHEN {LATER} THEN '{{"kind": "start"}}'::json END,
-               CASE WHEN x.published AND NOT {LATER} AND NOT {CAPPED} THEN now() END,
-               now() + make_interval(secs => CASE WHEN x.published AND NOT {CAPPED} THEN x.redispatch_s ELSE 0 END)
-        FROM %s
+        SELECT {X_COLUMNS}, CASE WHEN x.is_later THEN 'waiting' ELSE 'queued' END,
+               CASE WHEN x.is_later THEN x.available_at END,
+               CASE WHEN x.is_later THEN '{{"kind": "start"}}'::json END,
+               CASE WHEN x.is_free AND NOT x.is_later THEN now() END,
+               now() + make_interval(secs => CASE WHEN x.is_free THEN x.redispatch_s ELSE 0 END)
+        FROM (SELECT x.*, {LATER} AS is_later, x.published AND NOT {CAPPED} AS is_free FROM %s {ONCE}) AS x
         ON CONFLICT DO NOTHING
         RETURNING id, NULL::text AS name, 0 AS ordinal, epoch, attempt, state"""
 ACCEPT_CHILDREN = f"""
@@ -67,7 +69,7 @@ PARTS: dict[Kind, str] = {
         FROM (SELECT x.*, fence.id AS worker, CASE WHEN {LATER} THEN x.available_at END AS wake_at,
                      CASE WHEN {LATER} THEN '{{"kind": "start"}}'::json END AS waiting_for,
                      CASE WHEN {LATER} THEN 'waiting' WHEN {CAPPED} THEN 'queued' ELSE 'running' END AS state
-              FROM fence, json_to_recordset(%(claim)s::json) AS x({TASK_TYPES})) AS x
+              FROM fence, json_to_recordset(%(claim)s::json) AS x({TASK_TYPES}) {ONCE}) AS x
         ON CONFLICT (id) DO UPDATE
         SET state = 'running', worker_id = %(worker)s, started_at = coalesce(t.started_at, now()),
             epoch = t.epoch + (t.state = 'queued')::int, attempt = t.attempt + (t.state = 'queued')::int,
@@ -140,6 +142,11 @@ PARTS: dict[Kind, str] = {
         WHERE t.id = x.id AND t.state IN ('running', 'waiting')
         RETURNING t.id, NULL::text AS name, 0 AS ordinal, 0 AS epoch, 0 AS attempt, t.state""",
 }
+
+
+BY_KEY = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+"""For connections that run batches: each row is found by its key. With a fresh fleet's statistics the planner would
+read the whole table instead, at every batch."""
 
 
 def batch_statement(kinds: tuple[Kind, ...], *, fenced: bool, marks_place: bool = False) -> str:

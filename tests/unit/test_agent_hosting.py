@@ -23,9 +23,10 @@ class Writes:
     def __init__(self) -> None:
         self.worker: UUID | None = None
 
-    async def execute(self, _: Any, parameters: dict[str, Any], **__: Any) -> "Writes":
-        await asyncio.sleep(0.037)
-        self.worker = parameters["worker"]
+    async def execute(self, _: Any, parameters: dict[str, Any] | None = None, **__: Any) -> "Writes":
+        if parameters is not None:
+            await asyncio.sleep(0.037)
+            self.worker = parameters["worker"]
         return self
 
     async def fetchall(self) -> list[tuple[Any, ...]]:

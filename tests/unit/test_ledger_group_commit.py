@@ -13,7 +13,7 @@ from shared.db.knobs import DbKnobs
 from shared.errors import BadInput, DatabaseUnavailable
 from shared.ledger.group_commit import GroupCommit, Written, _Write
 from shared.ledger.knobs import LedgerKnobs
-from shared.ledger.statements import Kind
+from shared.ledger.statements import BY_KEY, Kind
 
 WORKER = UUID(int=1)
 
@@ -34,7 +34,12 @@ class Server:
         self.connections += 1
         return self
 
-    async def execute(self, statement: str, parameters: dict[str, Any], *, prepare: bool) -> "Server":
+    async def execute(
+        self, statement: str, parameters: dict[str, Any] | None = None, *, prepare: bool = False
+    ) -> "Server":
+        if parameters is None:
+            assert statement == BY_KEY
+            return self
         self.statements += 1
         if self.troubles:
             raise self.troubles.pop(0)
@@ -114,7 +119,12 @@ class Ledger(Server):
 
     crowd: tuple[str, ...] = ()
 
-    async def execute(self, statement: str, parameters: dict[str, Any], *, prepare: bool) -> "Server":
+    async def execute(
+        self, statement: str, parameters: dict[str, Any] | None = None, *, prepare: bool = False
+    ) -> "Server":
+        if parameters is None:
+            assert statement == BY_KEY
+            return self
         self.statements += 1
         self.parameters = parameters
         kinds = [kind for kind in ("accept", "finish", "wake") if kind in parameters]
@@ -151,8 +161,8 @@ async def test_an_intent_is_answered_only_when_its_worker_is_sure_that_the_run_i
     server, is_sure = Server(), asyncio.Event()
     kinds: tuple[Literal["intent", "result"], ...] = ("intent", "result")
 
-    async def execute(statement: str, parameters: dict[str, Any], *, prepare: bool) -> Server:
-        rows = [(kind, row) for kind in kinds for row in json.loads(parameters.get(kind) or "[]")]
+    async def execute(statement: str, parameters: dict[str, Any] | None = None, *, prepare: bool = False) -> Server:
+        rows = [(kind, row) for kind in kinds for row in json.loads((parameters or {}).get(kind) or "[]")]
         server.answer = [("fence", WORKER, None, 0, 0, 0, None)]
         server.answer += [(kind, UUID(row["task_id"]), "step", 0, 1, 0, "intent") for kind, row in rows]
         return server

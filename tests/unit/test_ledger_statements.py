@@ -46,6 +46,12 @@ def test_every_write_of_a_run_carries_its_epoch(kind: Kind) -> None:
     assert "t.epoch = x.epoch" in PARTS[kind]
 
 
+@pytest.mark.parametrize("kind", ["accept", "claim"])
+def test_whether_a_limit_holds_for_a_task_is_asked_once(kind: Kind) -> None:
+    assert PARTS[kind].count("FROM limits") == 1
+    assert PARTS[kind].count("OFFSET 0) AS x") == 1
+
+
 def test_a_worker_accepts_children_of_its_own_runs_alone() -> None:
     assert "t.id = x.parent_id AND t.epoch = x.parent_epoch AND t.state = 'running'" in ACCEPT_CHILDREN
     assert "parent_epoch = " not in batch_statement(("accept",), fenced=False)
