@@ -28,6 +28,8 @@ MAX_NAME = 200
 StepKind = Literal["llm", "tool", "retrieval", "step", "sleep", "signal", "spawn", "children"]
 OnChange = Literal["reuse", "rerun", "pause"]
 """What a resumed run does with a completed step whose request has changed."""
+_RNG = random.Random()
+"""One for all runs: a new one asks the system for 2500 random bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Journal:
         self.epoch = epoch
         self._recorded = recorded
         self._on_change = on_change
-        self._rng = rng or random.Random()
+        self._rng = rng or _RNG
         self._vault = vault
         self._loaded_at = time.monotonic()
         self._seen: Counter[str] = Counter()

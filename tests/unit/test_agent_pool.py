@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import SimpleNamespace
@@ -197,6 +198,23 @@ def test_a_celery_task_that_wants_to_end_its_process_ends_by_itself(pools: Pools
     pool.mailbox.deliver()
     failed, told, _ = ended[0]
     assert failed and "SystemExit(3)" in str(told.exception)
+
+
+def test_events_are_passed_on_together_with_their_own_times_and_dropped_while_nobody_is_connected(pools: Pools) -> None:
+    pool = pools.start(1)
+    pool.tell("task-started", uuid="before")
+    told: list[tuple[str, dict[str, Any]]] = []
+    pool.tell_celery = lambda event, **facts: told.append((event, facts))
+    pool.tell("task-started", uuid="a")
+    pool.tell("task-succeeded", uuid="a")
+    assert told == []
+    pool.pass_events_on()
+    assert [(event, facts["uuid"]) for event, facts in told] == [("task-started", "a"), ("task-succeeded", "a")]
+    assert told[0][1]["timestamp"] <= told[1][1]["timestamp"] <= time.time()
+    pool.tell("task-started", uuid="lost")
+    pool.tell_celery = None
+    pool.pass_events_on()
+    assert len(told) == 2
 
 
 def test_what_is_claimed_while_others_drain_is_acknowledged_before_they_end(pools: Pools) -> None:

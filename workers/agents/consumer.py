@@ -123,6 +123,11 @@ class FleetConsumer(Consumer):  # type: ignore[misc]
             dispatcher.on_send_buffered = None
             hub.timer.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
 
+    def _flush_events(self) -> None:
+        """Send what runs have told since the last time."""
+        self.pool.pass_events_on()
+        super()._flush_events()
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
         """The stock handler behind a check of the message."""
         handle = super().create_task_handler(*args, **kwargs)

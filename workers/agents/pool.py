@@ -153,6 +153,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self.loop = asyncio.new_event_loop()
         self.deliveries: dict[int, Delivery] = {}
         self.tell_celery: Callable[..., Any] | None = None
+        self._told: deque[tuple[str, dict[str, Any]]] = deque()
         self._free = self.limit
         self._arrivals: deque[Delivery] = deque()
         self._sources: Sources[Delivery] = Sources(self.host.weights)
@@ -271,7 +272,15 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def tell(self, event: str, **facts: Any) -> None:
         """An event for those who watch Celery, sent from its own thread; dropped while it is not connected."""
-        self.mailbox.put(self._tell, event, facts)
+        if self.tell_celery is not None:
+            self._told.append((event, {"timestamp": time.time(), **facts}))
+
+    def pass_events_on(self) -> None:
+        """Give Celery what was told; on its thread only, before it sends its events: no need to wake it for each."""
+        while self._told:
+            event, facts = self._told.popleft()
+            if self.tell_celery is not None:
+                self.tell_celery(event, **facts)
 
     def reserved(self) -> Counter[tuple[Priority, str]]:
         """Messages that are not claimed yet, by priority and tenant."""
@@ -349,10 +358,6 @@ class TaskPool(BasePool):  # type: ignore[misc]
         self._free += 1
         self._fill()
 
-    def _tell(self, event: str, facts: dict[str, Any]) -> None:
-        if self.tell_celery is not None:
-            self.tell_celery(event, **facts)
-
     def _on_loop(self, work: Coroutine[Any, Any, None]) -> None:
         """Wait for work on the loop without letting Celery's side stand still."""
         ended = asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -368,6 +373,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _tick_hub(self) -> None:
         self.mailbox.deliver()
+        self.pass_events_on()
         hub = self.mailbox._hub
         if hub is None:
             return
