@@ -2,7 +2,9 @@
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 
+-- Digits of doubles are a good part of a script's time: the present moment is written once, and what did not change not.
 local function text(x) return string.format('%.17g', x) end
+local now_text = text(now)
 
 -- Numbers travel as packed doubles: exact, and one argument instead of forty.
 local function unpacked(bytes) return {struct.unpack('<' .. string.rep('d', #bytes / 8), bytes)} end
@@ -12,17 +14,18 @@ local arg = unpacked(ARGV[1])
 local function reply(...) return table.concat({...}, '\31') end
 
 -- A lane: three token buckets (level, at), a queue for the rates and one for the places; its limits start at arg[first].
--- Without limits nothing is read or written, but for the calls under way at the key.
+-- Without limits nothing is read or written, but for the calls under way at the key. `known`: its fields, read already.
 local LANE = {'b1', 'b1t', 'b2', 'b2t', 'b3', 'b3t', 'rq', 'pq', 'kept'}
 local KEPT_S = 60
 local QUEUE_MAX_S = 60
 
-local function lane_of(hash, flying, first)
-  local lane = {hash = hash, flying = flying, rate = {arg[first], arg[first + 1], arg[first + 2]}}
+local function lane_of(hash, flying, first, known)
+  local lane = {hash = hash, flying = flying, rate = {arg[first], arg[first + 1], arg[first + 2]}, is_changed = {}}
   lane.places, lane.burst = arg[first + 3], arg[first + 4]
   lane.is_limited = lane.places >= 0 or math.max(arg[first], arg[first + 1], arg[first + 2]) > 0
   if lane.is_limited then
-    for i, value in ipairs(redis.call('HMGET', hash, unpack(LANE))) do lane[i] = tonumber(value) end
+    known = known or redis.call('HMGET', hash, unpack(LANE))
+    for i = 1, #LANE do lane[i] = tonumber(known[i]) end
   end
   return lane
 end
@@ -43,7 +46,7 @@ local function queued(last, wait_s, spacing_s)
 end
 
 local function under_way(lane)
-  redis.call('ZREMRANGEBYSCORE', lane.flying, '-inf', text(now))
+  redis.call('ZREMRANGEBYSCORE', lane.flying, '-inf', now_text)
   return redis.call('ZCARD', lane.flying)
 end
 
@@ -65,24 +68,34 @@ local function refused(lane, costs, limit, call_s)
     redis.call('HSET', lane.hash, 'rq', text(lane[7]))
     return cause, lane[7] - now
   end
-  if limit >= 0 and under_way(lane) >= limit then
+  -- Those whose process died are looked for only where they would keep somebody out.
+  if limit >= 0 and redis.call('ZCARD', lane.flying) >= limit and under_way(lane) >= limit then
     lane[8] = queued(lane[8], call_s / limit, call_s / limit)
     redis.call('HSET', lane.hash, 'pq', text(lane[8]))
     return 'concurrency', lane[8] - now
   end
 end
 
+local function fill(lane, i, level)
+  lane[2 * i - 1] = level
+  lane.is_changed[i] = true
+end
+
 local function take(lane, costs)
   for i = 1, 3 do
     if lane.rate[i] > 0 and costs[i] ~= 0 then
-      lane[2 * i - 1] = math.min(cap_of(lane, i), level_of(lane, i) - costs[i])
+      fill(lane, i, math.min(cap_of(lane, i), level_of(lane, i) - costs[i]))
     end
   end
 end
 
 local function save(lane, more)
-  for i = 1, 6 do
-    if lane[i] then more[#more + 1] = LANE[i]; more[#more + 1] = text(lane[i]) end
+  for i = 1, 3 do
+    if lane.is_changed[i] then
+      local at, size = lane[2 * i], #more
+      more[size + 1], more[size + 2] = LANE[2 * i - 1], text(lane[2 * i - 1])
+      more[size + 3], more[size + 4] = LANE[2 * i], at == now and now_text or text(at)
+    end
   end
   if #more > 0 then redis.call('HSET', lane.hash, unpack(more)) end
 end

@@ -7,12 +7,16 @@
 --      22 slow_rate, 23 open_s, 24 open_factor, 25 open_max_s, 26 jitter share, 27 successes_to_close, 28 adapts,
 --      29 factor, 30 floor, 31 not_before_max_s, 32-36 limits of the key, 37-41 of the tenant, 42 ttl_s
 -- Returns: old mode, new mode, retry_after_s ('' none), reason
-local state = redis.call('HMGET', KEYS[1], 'mode', 'gen', 'n', 'fail', 'slow', 'micros', 'row', 'rounds', 'succ', 'al', 'ap', 'ag', 'ac', 'nb', 'kept')
-local old, generation = state[1] or 'closed', tonumber(state[2]) or 0
+local state = redis.call(
+  'HMGET', KEYS[1], 'b1', 'b1t', 'b2', 'b2t', 'b3', 'b3t', 'rq', 'pq', 'kept', -- a lane's
+  'mode', 'gen', 'n', 'fail', 'slow', 'micros', 'row', 'rounds', 'succ', 'al', 'ap', 'ag', 'ac', 'nb'
+)
+local old, generation = state[10] or 'closed', tonumber(state[11]) or 0
 local mode, reason, retry_after_s = old, 'recorded', ''
 local permit, learn, slow = ARGV[2], ({[0] = 'neutral', 'ok', 'failure'})[arg[2]], arg[4]
 local more = {}
 local function set(field, value) more[#more + 1] = field; more[#more + 1] = value end
+local function sum(field, value, old) if value ~= old then set(field, value) end end
 
 local function turn(new, why)
   mode, reason = new, why
@@ -29,18 +33,19 @@ local function open(why, rounds)
 end
 
 local function learned()
-  local n, failures, slows, micros = tonumber(state[3]) or 0, tonumber(state[4]) or 0, tonumber(state[5]) or 0, tonumber(state[6]) or 0
+  local calls, failed_calls, slow_calls = tonumber(state[12]) or 0, tonumber(state[13]) or 0, tonumber(state[14]) or 0
+  local took_all, in_a_row = tonumber(state[15]) or 0, tonumber(state[16]) or 0
   local failed, took = learn == 'failure' and 1 or 0, arg[3]
-  local calls = redis.call('RPUSH', KEYS[2], string.format('%.0f', took * 4 + slow * 2 + failed))
-  if calls == 1 then redis.call('EXPIRE', KEYS[2], arg[42]) end
-  n, failures, slows, micros = n + 1, failures + failed, slows + slow, micros + took
+  if redis.call('RPUSH', KEYS[2], took * 4 + slow * 2 + failed) == 1 then redis.call('EXPIRE', KEYS[2], arg[42]) end
+  local n, failures, slows, micros = calls + 1, failed_calls + failed, slow_calls + slow, took_all + took
   if n > arg[19] then
     local gone = tonumber(redis.call('LPOP', KEYS[2]) or 0)
     n, failures = n - 1, failures - gone % 2
     slows, micros = slows - math.floor(gone / 2) % 2, micros - math.floor(gone / 4)
   end
-  local row = failed == 1 and (tonumber(state[7]) or 0) + 1 or 0
-  set('n', n); set('fail', failures); set('slow', slows); set('micros', string.format('%.0f', micros)); set('row', row)
+  local row = failed == 1 and in_a_row + 1 or 0
+  sum('n', n, calls); sum('fail', failures, failed_calls); sum('slow', slows, slow_calls); sum('micros', micros, took_all)
+  sum('row', row, in_a_row)
   if failures == 0 and slows == 0 then return end
   if row >= arg[18] then
     open(string.format('%d failures in a row', row), 0)
@@ -56,11 +61,11 @@ local function probed()
   if learn == 'neutral' then reason = 'says nothing about the endpoint'; return end
   if learn == 'failure' or slow == 1 then
     if mode == 'half-open' then
-      open(learn == 'failure' and 'a probe failed' or 'a probe was slow', (tonumber(state[8]) or 0) + 1)
+      open(learn == 'failure' and 'a probe failed' or 'a probe was slow', (tonumber(state[17]) or 0) + 1)
     end
     return
   end
-  local successes = (tonumber(state[9]) or 0) + 1
+  local successes = (tonumber(state[18]) or 0) + 1
   if successes >= arg[27] then
     turn('closed', string.format('%d probes succeeded', successes))
     set('n', 0); set('fail', 0); set('slow', 0); set('micros', 0); set('row', 0); set('rounds', 0); set('lastp', 0)
@@ -82,8 +87,8 @@ else
   learned()
 end
 
-local key, tenant = lane_of(KEYS[1], KEYS[4], 32), lane_of(KEYS[5], KEYS[6], 37)
-local limit, peak, good, cut_s = tonumber(state[10]), tonumber(state[11]) or 0, tonumber(state[12]) or 0, tonumber(state[13]) or 0
+local key, tenant = lane_of(KEYS[1], KEYS[4], 32, state), lane_of(KEYS[5], KEYS[6], 37)
+local limit, peak, good, cut_s = tonumber(state[19]), tonumber(state[20]) or 0, tonumber(state[21]) or 0, tonumber(state[22]) or 0
 if arg[6] == 1 then
   local began_s, factor, floor = arg[7], arg[29], arg[30]
   if began_s < 0 then began_s = now end
@@ -96,7 +101,7 @@ if arg[6] == 1 then
       peak = key.places < 0 and from or key.places
       limit = math.max(floor, from * factor)
     end
-    set('al', text(limit)); set('ap', text(peak)); set('ag', 0); set('ac', text(now))
+    set('al', text(limit)); set('ap', text(peak)); set('ag', 0); set('ac', now_text)
   end
 elseif learn == 'ok' and limit then
   good = good + 1
@@ -122,23 +127,23 @@ for i = 1, 3 do
     if key.rate[i] <= 0 then
       closed_s = math.max(closed_s, reset_s)
     else
-      key[2 * i - 1] = math.min(level_of(key, i), left - key.rate[i] * reset_s)
+      fill(key, i, math.min(level_of(key, i), left - key.rate[i] * reset_s))
     end
   end
 end
 local longest, asked = arg[31], arg[8]
-local not_before_s = math.max(tonumber(state[14]) or 0, now + math.min(closed_s, longest))
+local not_before_s = math.max(tonumber(state[23]) or 0, now + math.min(closed_s, longest))
 if asked >= 0 then not_before_s = math.max(not_before_s, now + math.min(asked, longest)) end
 if not_before_s > now then set('nb', text(not_before_s)) end
-if now - (tonumber(state[15]) or 0) > KEPT_S then
-  set('kept', text(now))
+if now - (tonumber(state[9]) or 0) > KEPT_S then
+  set('kept', now_text)
   save(key, more)
   keep(1, 4, arg[42], mode)
 else
   save(key, more)
 end
 local kept = {}
-if tenant.is_limited and now - (tenant[9] or 0) > KEPT_S then kept = {'kept', text(now)} end
+if tenant.is_limited and now - (tenant[9] or 0) > KEPT_S then kept = {'kept', now_text} end
 save(tenant, kept)
 if #kept > 0 then keep(5, 6, arg[42], mode) end
 return reply(old, mode, retry_after_s, reason)
