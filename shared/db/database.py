@@ -147,10 +147,10 @@ class Database:
                 await router.doubt(name)
             raise
         pool.kept.add(link)
-        if router is not None and name is not None and link.is_standby:
+        if router is not None and name is not None and (link.is_standby or router.view.is_demoted(name)):
             await link.close()
             await router.doubt(name)
-            raise psycopg.OperationalError(f"{name} is a standby now")
+            raise psycopg.OperationalError(f"{name} does not lead any more")
         return link
 
     async def is_absent(self, *, within_s: float) -> bool:

@@ -178,11 +178,10 @@ class Pool:
             retry_after_s=0.1,
         )
 
-    async def demote(self) -> None:
-        """The node does not lead any more: cut the connections in use, and close the idle ones."""
+    def cut(self) -> None:
+        """The node does not lead any more: end what is in use, now: in the loop's next turn somebody may commit."""
         for link in (*self.links.values(), *self.kept):
             link.cut()
-        await self.close()
 
     async def close(self) -> None:
         """Close every connection: idle ones now, those in use when they come back."""

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import psycopg
+
 from shared.db import tokens
 from shared.db.decide import Decision, Lost, Wish, decide, refuted
 from shared.db.facts import Cluster, Facts, NodeAddress
@@ -133,6 +135,14 @@ class Router:
                 found = tokens.merged(found, token)
         return found
 
+    def refuse_demoted(self, name: str) -> None:
+        """For a connection that is there by now, in its pool's care: had it been before, it would have been cut.
+
+        Raises: psycopg.OperationalError when the node led and does not any more.
+        """
+        if self.view.is_demoted(name):
+            raise psycopg.OperationalError(f"{name} does not lead any more")
+
     def release(self, place: Place) -> None:
         """A unit of work has ended."""
         if place.takes_overflow:
@@ -161,7 +171,9 @@ class Router:
         return self.nodes[name].load
 
     def _cut(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self.nodes[name].writer.demote())
+        writer = self.nodes[name].writer
+        writer.cut()
+        task = asyncio.get_running_loop().create_task(writer.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

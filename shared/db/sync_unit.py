@@ -154,6 +154,8 @@ class SyncUnits:
             is_kept = False
             try:
                 connection = self._engine(place.pool).connect()
+                if not place.is_replica:
+                    router.refuse_demoted(place.node)
                 is_kept = _has_reached(connection, place, wish, token)
                 if is_kept:
                     return place, connection, holding

@@ -189,6 +189,8 @@ async def _opened(
         is_kept = False
         try:
             await connection.start()
+            if not place.is_replica:
+                router.refuse_demoted(place.node)
             is_kept = await _has_reached(connection, place, wish, token)
             if is_kept:
                 return place, connection, holding

@@ -75,6 +75,10 @@ class View:
         facts = self.seen.get(name)
         return facts is not None and facts.seen_at >= since and not facts.is_primary
 
+    def is_demoted(self, name: str) -> bool:
+        """Whether it led, and is known not to lead any more."""
+        return name in self._demoted
+
     async def doubt(self, name: str) -> None:
         """Nobody could open a connection there: forget what was known, and look again."""
         self._note(name, None)

@@ -8,6 +8,7 @@ from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any, cast
 
+import psycopg
 import pytest
 from structlog.testing import capture_logs
 
@@ -141,6 +142,35 @@ async def test_after_silence_another_primary_cuts_the_old_ones_connections_and_c
         nodes.says |= {"b": leads(timeline=2), "c": follows(timeline=2)}
         await until(lambda: line.is_cut)
         assert (leader(router), count(metrics.FAILOVERS)) == ("b", failovers + 1)
+
+
+async def test_whoever_sees_another_primary_sees_the_old_ones_connections_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the very same turn of the loop: in the next one somebody could commit there."""
+    async with router_over(Nodes(a=leads(), b=follows()), monkeypatch) as router:
+        await router.place(Wish(), None)
+        line = Line()
+        router.nodes["a"].writer.links["someone"] = line  # type: ignore[assignment]
+        router.view._note("b", replace(leads(timeline=2), seen_at=monotonic()))
+        assert (leader(router), line.is_cut) == ("b", True)
+
+
+async def test_a_connection_that_was_being_opened_while_its_primary_was_replaced_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = Nodes(a=leads(), b=follows())
+    async with router_over(nodes, monkeypatch) as router:
+        place = await router.place(Wish(), None)
+        router.refuse_demoted(place.node)
+        nodes.says["a"] = None
+        await until(lambda: leader(router) is None)
+        router.refuse_demoted(place.node)  # silence says nothing
+        nodes.says |= {"a": leads(), "b": leads(timeline=2)}
+        await until(lambda: leader(router) == "b")
+        with pytest.raises(psycopg.OperationalError, match="a does not lead any more"):
+            router.refuse_demoted(place.node)
+        nodes.says |= {"a": leads(timeline=3), "b": follows(timeline=3)}
+        await until(lambda: leader(router) == "a")
+        router.refuse_demoted(place.node)
 
 
 async def test_a_primary_that_calls_itself_a_standby_is_cut_before_another_is_known(
