@@ -108,6 +108,7 @@ class Worker:
             "at": time.clock_gettime(time.CLOCK_MONOTONIC), "wall": time.time(), "pid": os.getpid(), "state": state,
             "mode": permit.mode,
             "is_probe": permit.is_probe, "generation": permit.generation, "attempt": permit.attempt,
+            "left": [one.tokens for one in permit.budget_left],
         }  # fmt: skip
         self._calls.write(json.dumps(line) + "\n")
         self._calls.flush()
