@@ -31,6 +31,8 @@ from workers.ops.topology import Topology, Wish
 
 QUICK = {"FLEET_LEDGER_HEARTBEAT_S": "0.5", "FLEET_LEDGER_DEAD_AFTER_S": "2", "FLEET_KEEPER_ROUND_S": "0.3"}
 """Takeover in seconds instead of a quarter of a minute, for tests that wait for one."""
+STEADY = {**QUICK, "FLEET_LEDGER_DEAD_AFTER_S": "15"}
+"""The same haste where no worker dies: however busy the machine is, none looks dead."""
 WAITING = {
     "FLEET_LEDGER_SUSPEND_AFTER_S": "0.4",
     "FLEET_LEDGER_POLL_S": "0.2",
@@ -38,6 +40,11 @@ WAITING = {
     "FLEET_LEDGER_DEAD_AFTER_S": "5",
 }
 """Waits of seconds instead of many; patience enough that a busy machine does not look like a dead worker."""
+LATER_S = 60.0
+HANDED_BACK_ONLY = {"FLEET_LEDGER_LOST_AFTER_S": str(2 * LATER_S), "FLEET_LEDGER_REDISPATCH_S": str(2 * LATER_S)}
+"""Nobody finds in less than `LATER_S` what was handed back without a message: what goes on sooner had one."""
+PATIENCE_S = 120
+"""What a patient producer gives a server that hangs: longer than any test on a busy machine lasts without it."""
 FLEETS_REDIS = 2
 """Redis' database of the fleets that share servers: they follow one another."""
 
@@ -91,15 +98,25 @@ def fleet_on(
 
 def client_of(
     servers: BackgroundSupervisor, *, db_url: str | None = None, broker_url: str | None = None,
-    ledger: LedgerKnobs | None = None,
+    ledger: LedgerKnobs | None = None, is_patient: bool = False,
 ) -> FleetClient:  # fmt: skip
-    """A producer of this fleet, in the test's own process."""
+    """A producer of this fleet, in the test's own process.
+
+    Args:
+        is_patient: Its connections wait for `PATIENCE_S`: a submit that waited for one of them would show it.
+    """
     settings: Settings = load()
+    db, broker = DbKnobs(url=db_url or servers.db_url), BrokerKnobs(url=broker_url or servers.broker_url)
+    if is_patient:
+        db = replace(db, connect_timeout_s=PATIENCE_S, answer_timeout_s=PATIENCE_S, statement_timeout_s=PATIENCE_S)
+        broker = replace(
+            broker, connect_timeout_s=PATIENCE_S, confirm_timeout_s=PATIENCE_S, socket_timeout_s=PATIENCE_S
+        )
     return FleetClient(
         replace(
             settings,
-            db=DbKnobs(url=db_url or servers.db_url),
-            broker=BrokerKnobs(url=broker_url or servers.broker_url),
+            db=db,
+            broker=broker,
             ledger=ledger or LedgerKnobs(),
             memory=MemoryKnobs(redis_url=servers.redis_url),
         )

@@ -11,18 +11,14 @@ from uuid import UUID
 import pytest
 
 from shared.client import FleetClient
-from tests.integration.fleets import QUICK, fleet_of
+from tests.integration.fleets import PATIENCE_S, STEADY, client_of, fleet_of
 from tests.integration.live import eventually
 from tests.integration.load import Stream, celery_of, epochs, send_plain, started_at
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.recipes.broker import scripts
 
-AWAY_S = 6.0
-"""Seconds that each fault lasts: longer than a fall-back may take."""
-FALL_BACK_S = 5.0
-RETURN_S = 15.0
-SUBMIT_S = 1.0
-"""A third of a second of waiting for the broker, and what a busy machine adds; less than one connection may take."""
+STARTED = 10
+"""As many tasks that were submitted during each fault have to start while it lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +55,16 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    more = {**QUICK, "FLEET_AGENTS": "tests.integration.diary_agents", "FLEET_BROKER_HEARTBEAT_S": "2"}
+    more = {**STEADY, "FLEET_AGENTS": "tests.integration.diary_agents", "FLEET_BROKER_HEARTBEAT_S": "2"}
     with fleet_of(2, folder=run_folder(), more=more) as started:
         yield started
+
+
+@pytest.fixture
+def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
+    client = client_of(fleet, is_patient=True)
+    yield client
+    client.close()
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -75,9 +78,9 @@ def test_while_the_broker_is_away_tasks_are_accepted_and_started_and_afterwards_
     client.submit("diary.start", {"diary": str(diary.with_name("warm")), "number": 0}).result(60)
     with Stream(client, diary) as stream:
         eventually(lambda: len(stream.sent) > 5)
-        struck_at = time.time()
         fault.strike(fleet)
-        time.sleep(AWAY_S)
+        struck_at = time.time()
+        eventually(lambda: len(started_at(fleet, [one.id for one in stream.since(struck_at)])) >= STARTED)
         during = stream.since(struck_at)
         fault.mend(fleet)
         mended_at = time.time()
@@ -87,17 +90,14 @@ def test_while_the_broker_is_away_tasks_are_accepted_and_started_and_afterwards_
 
     began = started_at(fleet, ids)
     waits = [began[one.id] - one.at for one in during]
-    first_s = min(began[one.id] for one in during) - struck_at
+    slowest_s = max(one.took_s for one in stream.sent)
     told = {
-        "first start": first_s, "mean wait": sum(waits) / len(waits), "longest wait": max(waits),
-        "slowest submit": max(one.took_s for one in stream.sent), "queue used again after": returned_s,
+        "first start": min(began[one.id] for one in during) - struck_at, "mean wait": sum(waits) / len(waits),
+        "longest wait": max(waits), "slowest submit": slowest_s, "queue used again after": returned_s,
     }  # fmt: skip
     print(f"{name}: {len(ids)} tasks;", ", ".join(f"{what} {seconds:.2f} s" for what, seconds in told.items()))
     assert stream.errors == []
-    took_s = sorted(one.took_s for one in stream.sent)
-    assert took_s[int(len(took_s) * 0.95)] < SUBMIT_S, "the rest is what this machine does beside"
-    assert took_s[-1] < SUBMIT_S + 1
-    assert max(waits) < FALL_BACK_S
+    assert slowest_s < PATIENCE_S / 2, "no submit has waited for a connection to the broker"
     lines = sorted(int(line) for line in diary.read_text().split())
     assert lines == list(range(len(ids))), "every task began, and began once"
 
@@ -115,6 +115,6 @@ def seconds_until_the_queue_is_used(fleet: BackgroundSupervisor, diary: Path, *,
         time.sleep(0.3)
         return bool(started_at(fleet, plain))
 
-    eventually(is_started, within_s=RETURN_S)
+    eventually(is_started, within_s=60)
     app.close()
     return time.time() - since

@@ -8,12 +8,14 @@ import pytest
 
 from shared.client import FleetClient
 from shared.errors import NotAccepted
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from shared.ledger.catalogue import READ_S
+from shared.ledger.intake import CONFIRM_WAIT_S, LEDGER_WAIT_S
+from tests.integration.fleets import PATIENCE_S, QUICK, client_of, fleet_of
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
-TERM_S = 3.0
-"""For how long a worker's heartbeat counts: shorter than the long outage below."""
+TERM_S = 6.0
+"""For how long a worker's heartbeat counts: shorter than the long outage below, longer than a busy machine stalls."""
 
 
 @pytest.fixture(scope="module")
@@ -72,24 +74,30 @@ def test_without_the_database_a_submit_is_accepted_by_the_broker_and_finished_la
     assert fleet.pid("worker-1") == pid, "no worker dies with the database"
 
 
+def test_a_submit_waits_for_less_than_a_second_for_whichever_server_hangs() -> None:
+    assert max(READ_S, LEDGER_WAIT_S) + CONFIRM_WAIT_S < 1.0
+
+
 @pytest.mark.parametrize("name", ["postgres", "rabbitmq"])
-def test_while_one_server_hangs_submits_are_accepted_within_a_second(
+def test_while_one_server_hangs_submits_wait_for_the_other_alone(
     name: str, fleet: BackgroundSupervisor, client: FleetClient
 ) -> None:
     """Also by a producer that has just started, and has to ask first which agents there are."""
     took_s = []
+    warm, fresh = client_of(fleet, is_patient=True), client_of(fleet, is_patient=True)
+    assert warm.submit("test.echo", {"text": "before"}).result(60)
     fleet.freeze(name)
     try:
-        fresh = client_of(fleet)
         for number in range(6):
             began = time.monotonic()
-            (fresh if number < 3 else client).submit("test.echo", {"text": f"{name}-{number}"}, tenant=name)
+            (fresh if number < 3 else warm).submit("test.echo", {"text": f"{name}-{number}"}, tenant=name)
             took_s.append(time.monotonic() - began)
     finally:
         fleet.thaw(name)
-    fresh.close()
+    for one in (warm, fresh):
+        one.close()
     print(f"{name} hung: submits took", ", ".join(f"{one:.2f} s" for one in took_s))
-    assert sorted(took_s)[-2] < 1.0, "all but one that a busy machine held up"
+    assert max(took_s) < PATIENCE_S / 2, "none has waited for the server that hangs"
     eventually(lambda: [view.state for view in client.tasks(tenant=name)] == ["succeeded"] * 6)
 
 
@@ -131,11 +139,13 @@ def test_a_step_under_way_outlives_an_outage_of_the_database_that_is_longer_than
     folder.mkdir()
     folder.chmod(0o777)
     diary = folder / "diary"
-    task = client.submit("test.steps", {"count": 2, "step_s": 2.5 * TERM_S, "diary": str(diary)})
+    task = client.submit("test.steps", {"count": 2, "step_s": 1.2 * TERM_S, "diary": str(diary)})
     eventually(lambda: task.status().steps)
     pid = fleet.pid("worker-1")
     away(fleet, "postgres")
+    away_at = time.monotonic()
     eventually(diary.exists, within_s=10 * TERM_S)  # the first step ended while its ledger was away
+    time.sleep(max(0.0, away_at + 1.2 * TERM_S - time.monotonic()))
     back(fleet, "postgres")
     assert task.result(60) == [0, 1]
     view = task.status()
