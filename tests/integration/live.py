@@ -33,6 +33,16 @@ def eventually(check: Callable[[], Any], *, within_s: float = 30.0) -> Any:
     return found
 
 
+DAY_S = 86_400
+
+
+def let_midnight_pass(*, last_s: float = 60.0) -> None:
+    """A test of what belongs to one day (in UTC) does not begin in the last seconds of one."""
+    left_s = DAY_S - time.time() % DAY_S
+    if left_s < last_s:
+        time.sleep(left_s + 0.1)
+
+
 def users_of(pid: int) -> set[int]:
     """The users that a process is, or can become again: real, effective, saved and of files."""
     status = Path(f"/proc/{pid}/status").read_text()

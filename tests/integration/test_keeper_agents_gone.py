@@ -1,5 +1,6 @@
 """Tasks of agents that a worker lacks are left to those that have them; what nobody has is parked till it is back."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,7 +83,8 @@ async def test_tasks_whose_agent_nobody_offers_are_parked_with_the_reason_and_go
         assert states(database, [*ok, *gone, never]) == ["queued"] * 2 + ["parked"] * 3
         error = task(database, gone[0])["error"]
         assert error["code"] == "unknown_agent"
-        assert error["message"].startswith("no worker has offered agent 'gone' for 181 s: start one that has it")
+        silent = re.match(r"no worker has offered agent 'gone' for (\d+) s: start one that has it", error["message"])
+        assert silent is not None and int(silent[1]) >= 181
         assert error["context"] == {"agent": "gone"}
         await keeper.ledger.unpark()
         assert states(database, gone) == ["parked"] * 2

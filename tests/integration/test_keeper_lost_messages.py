@@ -83,9 +83,9 @@ async def test_without_a_broker_the_lost_are_held_for_workers_to_poll(database: 
 async def test_held_tasks_are_published_only_when_nobody_polls_them_though_some_have_room(
     database: Database, broker: str
 ) -> None:
-    overdue = add(database, dispatch_at=ago(6))
+    overdue = add(database, dispatch_at=ago(301))
     fresh = add(database, dispatch_at=ago(2))
-    async with keeping(database, broker_url=broker) as keeper:
+    async with keeping(database, broker_url=broker, held_after_s=300.0) as keeper:
         worker = add_worker(database, slots=1)
         run = add(database, state="running", worker_id=worker)
         await keeper.broker.held()

@@ -78,19 +78,19 @@ async def test_rows_of_workers_that_left_long_ago_go_too(database: Database) -> 
     assert {row["id"] for row in ask(database, "SELECT id FROM workers")} == {alive, recent}
 
 
-async def test_retention_deletes_more_than_a_thousand_tasks_a_second(database: Database) -> None:
+async def test_ten_thousand_old_tasks_go_in_ten_batches_with_all_that_belongs_to_them(database: Database) -> None:
     add_many(database, 10_000, state="succeeded", **OLD)
     add_many(database, 2_000, state="succeeded", created_at=ago(DAY_S), finished_at=ago(DAY_S))
     with_belongings(database)
     door = Door(DbKnobs(url=database.url))
-    began, deleted, since = time.perf_counter(), 0, None
+    began, deleted, batches, since = time.perf_counter(), 0, 0, None
     while True:
         swept = await sweep(door, keep_s=30 * DAY_S, since=since, limit=1000)
-        deleted, since = deleted + swept.tasks, swept.next_since
+        deleted, batches, since = deleted + swept.tasks, batches + 1, swept.next_since
         if since is None:
             break
     took_s = time.perf_counter() - began
     await door.close()
     print(f"\nretention: {deleted} tasks with 4 rows each in {took_s:.2f} s: {deleted / took_s:.0f} tasks/s")
     assert deleted == 10_000
-    assert took_s < 10
+    assert batches <= 11
