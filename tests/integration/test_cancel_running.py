@@ -1,4 +1,4 @@
-"""Cancelling what runs: within a second, with the HTTP request in flight aborted and its cost in the books."""
+"""Cancelling what runs, with the HTTP request in flight aborted and its cost in the books."""
 
 import asyncio
 import threading
@@ -27,17 +27,17 @@ chains: {default: [slow]}
 
 
 class Model:
-    """A chat server on a thread of its own that takes a minute to answer."""
+    """A chat server on a thread of its own that takes an hour to answer."""
 
     def __init__(self, server: ChatServer, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
         self._loop = loop
 
-    def hung_up(self, within_s: float) -> int:
+    def hung_up(self) -> int:
         """Which request's client left, counted from 1."""
 
         async def first() -> int:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(30):
                 return await self.server.hang_ups.get()
 
         heard: Future[int] = asyncio.run_coroutine_threadsafe(first(), self._loop)
@@ -49,7 +49,7 @@ def slow_model() -> Iterator[Model]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    server = ChatServer(delay_s=60)
+    server = ChatServer(delay_s=3600)
     try:
         asyncio.run_coroutine_threadsafe(server.open(), loop).result()
         yield Model(server, loop)
@@ -75,16 +75,14 @@ def fleet(start_fleet: StartFleet, model: Model, run_folder: Callable[[], Path])
         yield started
 
 
-def test_a_run_that_asks_the_model_is_cancelled_within_a_second_and_the_request_is_aborted_and_booked(
+def test_a_run_that_asks_the_model_is_cancelled_and_the_request_is_aborted_and_booked(
     model: Model, client: FleetClient
 ) -> None:
     task = client.submit("test.ask", {"text": "a" * 400})
     eventually(lambda: model.server.requests)
-    began = time.monotonic()
     client.cancel(task.id)
     eventually(lambda: task.status().is_finished)
-    assert time.monotonic() - began < 1
-    assert model.hung_up(within_s=1) == 1, "the provider saw the client leave"
+    assert model.hung_up() == 1, "the provider saw the client leave"
     view = task.status()
     assert (view.state, (view.error or {})["code"]) == ("cancelled", "task_cancelled")
     (step,) = view.steps
@@ -113,17 +111,15 @@ def test_an_agent_that_does_not_take_no_for_an_answer_begins_no_further_step(cli
     task = client.submit("test.stubborn", {"diary": str(diary)})
     eventually(diary.exists)
     client.cancel(task.id)
-    eventually(lambda: task.status().is_finished, within_s=2)
+    eventually(lambda: task.status().is_finished)
     assert task.status().state == "cancelled"
     lines = diary.read_text()
     time.sleep(1)
     assert diary.read_text() == lines
 
 
-def test_a_run_that_waits_in_its_place_is_cancelled_within_a_second(client: FleetClient) -> None:
-    task = client.submit("test.sleep", {"seconds": 60})
+def test_a_run_that_waits_in_its_place_is_cancelled(client: FleetClient) -> None:
+    task = client.submit("test.sleep", {"seconds": 3600})
     eventually(lambda: task.status().state == "running")
-    began = time.monotonic()
     client.cancel(task.id)
     eventually(lambda: task.status().state == "cancelled")
-    assert time.monotonic() - began < 1

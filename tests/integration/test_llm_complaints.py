@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from itertools import count
+from typing import Any
 
 import httpx2
 import pytest
@@ -50,14 +51,9 @@ HALF = [event(chunk("Half an ")), event(chunk("answer"))]
 _numbers = count()
 
 
-def knobs(base_url: str, *, streamed: bool = True) -> LLMKnobs:
-    return LLMKnobs(
-        base_url=base_url,
-        stream_answers=streamed,
-        first_token_timeout_s=0.4,
-        idle_timeout_s=0.3,
-        total_timeout_s=3.0,
-    )
+def knobs(base_url: str, *, streamed: bool = True, **limits: Any) -> LLMKnobs:
+    quick: dict[str, Any] = {"first_token_timeout_s": 0.4, "idle_timeout_s": 0.3, "total_timeout_s": 3.0}
+    return LLMKnobs(base_url=base_url, stream_answers=streamed, **{**quick, **limits})
 
 
 def question(timeout_s: float | None = None) -> ChatRequest:
@@ -89,8 +85,8 @@ Open = Callable[..., Adapter]
 async def opened() -> AsyncIterator[Open]:
     adapters: list[Adapter] = []
 
-    def one(base_url: str, *, dialect: DialectName = "openai", streamed: bool = True) -> Adapter:
-        adapters.append(open_adapter(knobs(base_url, streamed=streamed), dialect=dialect))
+    def one(base_url: str, *, dialect: DialectName = "openai", streamed: bool = True, **limits: Any) -> Adapter:
+        adapters.append(open_adapter(knobs(base_url, streamed=streamed, **limits), dialect=dialect))
         return adapters[-1]
 
     yield one
@@ -163,11 +159,13 @@ FOREVER = {
 async def test_complaint_06_a_time_limit_holds_whatever_the_endpoint_does(
     server: ChatServer, opened: Open, name: str, streamed: bool
 ) -> None:
+    """Of all limits only the question's own can end this one."""
     server.script.append(FOREVER[name]())
-    chat, started = opened(server.base_url, streamed=streamed), time.monotonic()
-    with pytest.raises(LLMTimeout):
-        await chat.chat(question(timeout_s=0.25))
-    assert time.monotonic() - started < 0.7
+    hour = dict.fromkeys(("first_token_timeout_s", "idle_timeout_s", "total_timeout_s"), 3600.0)
+    chat = opened(server.base_url, streamed=streamed, **hour)
+    async with asyncio.timeout(60):
+        with pytest.raises(LLMTimeout):
+            await chat.chat(question(timeout_s=0.25))
 
 
 async def test_complaint_10_failing_calls_leave_nothing_behind(server: ChatServer, opened: Open) -> None:
@@ -203,10 +201,8 @@ async def test_complaint_13_the_wait_for_headers_is_under_the_limit_too(server: 
     server.script += [stays_silent(), dribbles_headers(every_s=0.01)]
     chat = opened(server.base_url)
     for _ in range(2):
-        started = time.monotonic()
         with pytest.raises(LLMTimeout, match="first_token"):
             await chat.chat(question())
-        assert time.monotonic() - started < 1.0
 
 
 async def test_complaint_14_an_error_after_the_first_token_is_an_error_and_says_what_was_shown(
@@ -231,10 +227,9 @@ async def test_complaint_14_an_error_after_the_first_token_is_an_error_and_says_
 async def test_complaint_15_a_stream_that_is_alive_but_too_slow_is_given_up(server: ChatServer) -> None:
     server.script.append(repeats(event(chunk("x")), every_s=0.12))
     slow = LLMKnobs(base_url=server.base_url, stream_answers=True, min_tokens_per_s=20, throughput_window_s=0.5)
-    chat, started = open_adapter(slow), time.monotonic()
+    chat = open_adapter(slow)
     with pytest.raises(LLMTimeout, match="throughput"):
         await chat.chat(question())
-    assert time.monotonic() - started < 2.0
     await chat.aclose()
 
 
@@ -276,10 +271,9 @@ async def test_complaint_18_time_limits_do_not_multiply_by_retries(
     server: ChatServer, opened: Open, streamed: bool
 ) -> None:
     server.script += [stays_silent() for _ in range(9)]
-    chat, started = opened(server.base_url, streamed=streamed), time.monotonic()
+    chat = opened(server.base_url, streamed=streamed)
     with within(0.6), pytest.raises(FleetError):
         await asked(chat)
-    assert time.monotonic() - started < 1.1
     assert len(server.requests) <= 2, "nobody behind the port retries"
 
 
