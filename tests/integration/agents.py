@@ -62,6 +62,19 @@ async def sleep(run: Run, seconds: float) -> float:
     return time.time()
 
 
+@agent("test.until")
+async def until(run: Run, file: str) -> bool:
+    """Be in one call until a file exists."""
+    return bool(await run.step("until", exists, file))
+
+
+async def exists(file: str) -> bool:
+    """Wait for a file."""
+    while not await asyncio.to_thread(Path(file).exists):
+        await asyncio.sleep(0.05)
+    return True
+
+
 @agent("test.fail")
 async def fail(run: Run, message: str) -> None:
     """End with an error."""
