@@ -77,6 +77,14 @@ class Nemesis:
             self._say(str(strike))
             self._strike(strike)
 
+    def make_up(self, victims: Sequence[str]) -> None:
+        """Each kind of strike that has found nobody up yet finds one now."""
+        for deed in DEEDS:
+            if not self.landed[deed]:
+                self._revive(victims[0])
+                self._servers.wait_ready(victims[0])
+                self._strike(Strike(0.0, victims[0], deed))
+
     def let_all_get_well(self, victims: Sequence[str]) -> None:
         """Thaw and start everything, and wait until it is ready."""
         for name in list(self._thaw_at):

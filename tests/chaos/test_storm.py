@@ -125,6 +125,7 @@ def test_a_storm_loses_nothing_and_repeats_nothing(
     client.operate(every_second)
     producer.start()
     nemesis.rage(plan(seed, lasts_s=asked.storm_s, victims=VICTIMS))
+    nemesis.make_up(VICTIMS)
     producer.join()
     nemesis.let_all_get_well(VICTIMS)
     client.operate(lambda database: pause_schedule(database, TICKER))
