@@ -43,14 +43,14 @@ def error(fields: bytes) -> bytes:
 
 
 async def test_a_server_that_serves_is_not_absent(database: Database) -> None:
-    assert not await is_absent(make_url(database.url), within_s=5)
+    assert not await is_absent(make_url(database.url), within_s=30)
 
 
 async def test_where_nothing_listens_it_is_absent() -> None:
     with socket.socket() as bound:  # bound and not listening: refused, and nobody else can take the port
         bound.bind(("127.0.0.1", 0))
         url = make_url(f"postgresql+psycopg://fleet@127.0.0.1:{bound.getsockname()[1]}/fleet")
-        assert await is_absent(url, within_s=5)
+        assert await is_absent(url, within_s=30)
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,4 @@ async def test_where_nothing_listens_it_is_absent() -> None:
 )
 async def test_only_its_own_word_counts(answer: bytes | None, absent: bool) -> None:
     async with answering(answer) as url:
-        assert await is_absent(url, within_s=0.3) is absent
+        assert await is_absent(url, within_s=0.3 if answer is None else 30) is absent

@@ -25,7 +25,7 @@ def knobs(own_redis: OwnRedis) -> BrokerKnobs:
 def publish(knobs: BrokerKnobs, *messages: TaskMessage) -> None:
     publisher = Publisher(knobs)
     for sent in [publisher.publish(message) for message in messages]:
-        sent.result(20)
+        sent.result(60)
     publisher.close()
 
 
@@ -64,11 +64,11 @@ class Unreadable:
 
 def test_a_letter_is_read_as_it_can_be_kept_whatever_is_in_its_reason_or_body(knobs: BrokerKnobs) -> None:
     publisher = Publisher(knobs)
-    dead_letter(publisher, Unreadable(), "fleet.bad\x00name\ud800: extra inputs are not permitted").result(20)
+    dead_letter(publisher, Unreadable(), "fleet.bad\x00name\ud800: extra inputs are not permitted").result(60)
     publisher.close()
     connection, letters = connect(knobs), list[DeadLetter]()
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not letters and time.monotonic() < until:
             drain_dead_letters(connection, letters.append, limit=10)
     finally:

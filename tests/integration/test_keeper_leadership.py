@@ -25,7 +25,8 @@ from tests.integration.live import Database, eventually
 from workers.ops.background import BackgroundSupervisor
 
 PROCESSES = 3
-TAKEOVER_S = 10.0
+TAKEOVER_S = 60.0
+"""It only ends a broken test: how long each took is printed."""
 
 
 @dataclass
@@ -123,7 +124,7 @@ def test_the_lead_passes_on_from_a_frozen_a_killed_and_a_stopped_leader(keepers:
     stopped, third = keepers.leader(), keepers.term()["epoch"]
     stopped.send_signal(signal.SIGTERM)
     print(f"takeover after SIGTERM: {keepers.after(third):.2f} s, first wake {wakes(keepers.database):.2f} s later")
-    assert stopped.wait(15) == 0
+    assert stopped.wait(60) == 0
     assert keepers.leader() not in (killed, stopped)
 
 
@@ -176,7 +177,7 @@ async def depose(successor: Candidate) -> int | None:
     look = await successor.look()
     assert look.lock_pid is not None
     await successor.depose(look.lock_pid)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (epoch := await successor.stand()) is None:
             await asyncio.sleep(0.01)
     return epoch
