@@ -7,8 +7,8 @@ connection: behind a proxy that hides a Redis Cluster this works, to the nodes o
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
@@ -18,13 +18,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
 from redis.exceptions import AskError, ClusterError, NoScriptError, RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from shared.errors import Transient
 from shared.resilience import spending, wire
 from shared.resilience.circuit import Operate
 from shared.resilience.exchange import Answer, Ask, KeyStats, Settled, Settlement, unsent
 from shared.resilience.knobs import KeyRules, StoreKnobs
-from shared.resilience.line import Line, heard_within
+from shared.resilience.line import Line
 from shared.resilience.spending import Budget, Left
 from shared.resilience.wire import Call
 
@@ -51,6 +52,7 @@ def open_redis(knobs: StoreKnobs) -> Redis:
         socket_timeout=None,
         socket_connect_timeout=knobs.timeout_s,
         retry=Retry(NoBackoff(), 1),
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),  # a line listens to answers alone
     )
     return Redis.from_pool(pool)
 
@@ -162,26 +164,21 @@ class RedisStore:
 
     async def _ask_all(self, *calls: Call) -> list[bytes]:
         """Scripts in one round trip; a server that does not know them yet is told."""
-        async with self._available():
-            replies = await self._line.ask(*(wire.command(call, knows_script=True) for call in calls))
+        within_s = self._knobs.timeout_s
+        try:
+            packed = [wire.command(call, knows_script=True) for call in calls]
+            replies = await self._line.ask(*packed, within_s=within_s)
             missing = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if missing:
-                again = await self._line.ask(*(wire.command(calls[at], knows_script=False) for at in missing))
-                for at, reply in zip(missing, again, strict=True):
+                texts = [wire.command(calls[at], knows_script=False) for at in missing]
+                for at, reply in zip(missing, await self._line.ask(*texts, within_s=within_s), strict=True):
                     replies[at] = reply
             for reply in replies:
                 if isinstance(reply, Exception):
                     raise reply
             return replies
-
-    @asynccontextmanager
-    async def _available(self) -> AsyncIterator[None]:
-        try:
-            async with heard_within(self._knobs.timeout_s):
-                yield
         except TimeoutError as error:
-            self._line.drop(error)  # whether it hangs or its packets are lost: the next question needs a new connection
-            raise StoreAway(f"Redis did not answer within {self._knobs.timeout_s:g} s") from error
+            raise StoreAway(f"Redis did not answer within {within_s:g} s") from error
         except (RedisError, OSError) as error:
             raise StoreAway(_why(error)) from error
 

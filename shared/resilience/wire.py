@@ -9,6 +9,9 @@ from struct import Struct
 from typing import cast
 from urllib.parse import quote
 
+from redis.asyncio.connection import DefaultParser
+from redis.exceptions import ResponseError
+
 from shared.resilience.circuit import FOREVER, Mode, Operate
 from shared.resilience.circuit import retry_after_s as circuit_retry_after_s
 from shared.resilience.exchange import Answer, Ask, Denial, KeyStats, Scope, Settled, Settlement
@@ -54,6 +57,34 @@ def command(call: Call, *, knows_script: bool) -> bytes:
     for argument in arguments:
         parts += [b"$%d\r\n" % len(argument), argument, b"\r\n"]
     return b"".join(parts)
+
+
+def replies_in(data: bytes) -> tuple[list[bytes | Exception], bytes]:
+    """The replies of scripts, each one string or an error, and what is left: the beginning of the next.
+
+    Raises: ValueError where it is something else; RedisError that concerns the whole connection.
+    """
+    replies: list[bytes | Exception] = []
+    at = 0
+    while (end := data.find(b"\r\n", at)) >= 0:
+        kind, line, begin = data[at : at + 1], data[at + 1 : end], end + 2
+        if kind == b"$":
+            end = begin + int(line)
+            if end < begin:
+                raise ValueError("no string")
+            if len(data) < end + 2:
+                break
+            replies.append(data[begin:end])
+            begin = end + 2
+        elif kind == b"-":
+            error = DefaultParser.parse_error(line.decode("utf-8", "replace"))  # type: ignore[no-untyped-call]
+            if not isinstance(error, ResponseError):
+                raise error
+            replies.append(error)
+        else:
+            raise ValueError("neither a string nor an error")
+        at = begin
+    return replies, data[at:]
 
 
 @lru_cache(4096)
