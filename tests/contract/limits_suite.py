@@ -143,6 +143,14 @@ class LimitsSuite:
             await world.end(await world.ask(), "neutral", overloaded=True)
         assert (await world.store.stats(world.key, world.rules)).concurrency == 1, "never below the floor"
 
+    async def test_those_whom_a_cut_key_without_limits_refuses_are_told_to_come_one_after_the_other(
+        self, world: GateWorld
+    ) -> None:
+        calls = [await world.ask() for _ in range(2)]
+        await world.end(calls[0], "ok", overloaded=True)
+        waits = [(await world.ask())[1].retry_after_s for _ in range(3)]
+        assert waits == pytest.approx([0.5, 1.0, 1.5], abs=0.05)
+
     async def test_what_a_provider_says_only_lowers(self, world: GateWorld) -> None:
         world.limited(requests_per_min=6000, input_tokens_per_min=60000, burst_s=6.0)
         call = await world.ask(tokens_in=10)

@@ -23,8 +23,8 @@ local function lane_of(hash, flying, first, known)
   local lane = {hash = hash, flying = flying, rate = {arg[first], arg[first + 1], arg[first + 2]}, is_changed = {}}
   lane.places, lane.burst = arg[first + 3], arg[first + 4]
   lane.is_limited = lane.places >= 0 or math.max(arg[first], arg[first + 1], arg[first + 2]) > 0
-  if lane.is_limited then
-    known = known or redis.call('HMGET', hash, unpack(LANE))
+  if not known and lane.is_limited then known = redis.call('HMGET', hash, unpack(LANE)) end
+  if known then
     for i = 1, #LANE do lane[i] = tonumber(known[i]) end
   end
   return lane
