@@ -4,7 +4,6 @@ Each test runs twice. `adapter` is ours and passes. `sdk` is the SDK alone and m
 SDK has been repaired, and the part of the adapter that works around it can go.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -75,23 +74,22 @@ async def ask(
     await client.close()
 
 
-async def took_s(ask: Ask, *, streamed: bool) -> float:
-    started = asyncio.get_running_loop().time()
+async def times_out(ask: Ask, *, streamed: bool) -> None:
+    """Before the answer has come to an end by itself."""
     with pytest.raises((LLMTimeout, APITimeoutError)):
         await ask(streamed)
-    return asyncio.get_running_loop().time() - started
 
 
 @alone("timeouts are per socket operation: a body that drips never times out")
 async def test_a_dribbled_body_ends_on_time(ask: Ask, server: ChatServer) -> None:
     server.script.append(drips(http(200, b'{"id": "' + b" " * 60), every_s=0.02))
-    assert await took_s(ask, streamed=False) < 1.0
+    await times_out(ask, streamed=False)
 
 
 @alone("keep-alive comments count as an answer")
 async def test_a_stream_of_comments_ends_on_time(ask: Ask, server: ChatServer) -> None:
     server.script.append(streams([COMMENT] * 60 + told("late"), every_s=0.02))
-    assert await took_s(ask, streamed=True) < 1.0
+    await times_out(ask, streamed=True)
 
 
 INVALID: dict[str, Fault] = {
