@@ -40,7 +40,7 @@ class DbKnobs:
     statement_timeout_s: float = 15.0
     """Seconds until the server cancels a statement: nothing waits without a limit."""
     answer_timeout_s: float = 2.0
-    """Seconds that a server may be silent when it has nothing to compute (a ping, a look at a node, and a statement
+    """Seconds that a server may be silent when it has nothing to compute (a BEGIN, a look at a node, and a statement
     beyond its own limit) before its connection is cut: a stopped backend keeps its connection open for ever."""
     look_every_s: float = 0.2
     """Seconds between two looks at a node, give or take a half: how old a replica's known position can be."""

@@ -1,9 +1,8 @@
 """The two kinds of session: one that writes and one that cannot, so that a type checker tells them apart."""
 
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -58,10 +57,15 @@ def guard(engine: Any, *, always: bool) -> None:
         always: Whether all units on this engine are read-only.
     """
 
-    def look(connection: Connection, _cursor: Any, statement: str, _values: Any, _context: Any, _many: bool) -> None:
-        if always or cast(Any, connection)._execution_options.get("postgresql_readonly"):
+    def look(_cursor: Any, statement: str, _values: Any, context: Any) -> None:
+        if always or context.root_connection._execution_options.get("postgresql_readonly"):
             refuse_writes(statement)
         else:
             refuse_asynchronous(statement)
 
-    event.listen(engine, "before_cursor_execute", look)
+    # The dialect's events: one of the engine's has every unit look for those of its beginning, end and results too.
+    event.listen(engine, "do_execute", look)
+    event.listen(engine, "do_executemany", look)
+    event.listen(
+        engine, "do_execute_no_params", lambda cursor, statement, context: look(cursor, statement, None, context)
+    )

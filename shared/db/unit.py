@@ -133,7 +133,7 @@ async def on_a_chosen_node(
     place, connection, holding = await _opened(router, wish, token)
     link = _link(connection)
     try:
-        async with _closing(connection):
+        try:
             link.marks_end = wish.marks_end
             if wish.mode == "ro" and place.pool.writes:
                 await connection.execution_options(postgresql_readonly=True)
@@ -142,6 +142,8 @@ async def on_a_chosen_node(
                 yield session
             note_end(router, link, place)
             check_replicated(link)
+        finally:
+            await _close(connection, link)
     except FAILURES as error:
         explain_failure(error, place.pool, link, wish.mode)
     finally:
@@ -150,17 +152,12 @@ async def on_a_chosen_node(
         router.release(place)
 
 
-@asynccontextmanager
-async def _closing(connection: AsyncConnection) -> AsyncIterator[None]:
-    """As `async with connection` for one that is started: back into the pool even when cancelled."""
-    link = _link(connection)
-    try:
-        yield
-    finally:
-        if link.pgconn.transaction_status == TransactionStatus.IDLE:
-            await connection.close()  # nothing to say to the server: this is not interrupted
-        else:
-            await asyncio.shield(asyncio.create_task(connection.close()))
+async def _close(connection: AsyncConnection, link: Link) -> None:
+    """Back into the pool, even when cancelled."""
+    if link.pgconn.transaction_status == TransactionStatus.IDLE:
+        await connection.close()  # nothing to say to the server: this is not interrupted
+    else:
+        await asyncio.shield(asyncio.create_task(connection.close()))
 
 
 def _session_on(connection: AsyncConnection, door: object, wish: Wish, token: CausalToken | None) -> Anyone:
