@@ -36,7 +36,7 @@ class OwnRedis:
         argv += self.more
         self._process = subprocess.Popen([*argv, "--dir", str(self._folder)], stdout=subprocess.DEVNULL)
         with redis.Redis(port=self.port) as client:
-            within(10.0, lambda: _answers(client), "Redis answers")
+            within(60.0, lambda: _answers(client), "Redis answers")
 
     def signal(self, signum: int) -> None:
         """Freeze, thaw, …"""

@@ -25,9 +25,9 @@ def model() -> Iterator[ChatServer]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     server = ChatServer(delay_s=0.2)
-    asyncio.run_coroutine_threadsafe(server.open(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(server.open(), loop).result(60)
     yield server
-    asyncio.run_coroutine_threadsafe(server.close(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(server.close(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

@@ -70,8 +70,8 @@ def test_every_process_of_a_fleet_runs_as_an_unprivileged_user(here: Path) -> No
 def test_messages_that_nobody_can_read_are_recorded_on_the_embedded_broker_too(here: Path) -> None:
     publisher = Publisher(BrokerKnobs(url=fleet_json("status", at=here)["env"]["FLEET_BROKER_URL"]))
     headers = {"task": "agents.chat", "id": str(uuid4())}
-    publisher.send({**headers, "fleet": {"bad\x00name": 1}}, b"[[], {}, null]", task_id="1").result(10)
-    publisher.send({**headers, "id": "nonsense"}, b"[[], {}, null]", task_id="2").result(10)
+    publisher.send({**headers, "fleet": {"bad\x00name": 1}}, b"[[], {}, null]", task_id="1").result(60)
+    publisher.send({**headers, "id": "nonsense"}, b"[[], {}, null]", task_id="2").result(60)
     publisher.close()
 
     def reasons() -> list[str]:

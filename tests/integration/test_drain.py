@@ -99,7 +99,7 @@ def test_a_worker_leaves_in_time_whatever_its_agents_do_and_their_runs_are_hande
         fleet.suspend(worker.name)
         fleet.kill(worker.name, signal.SIGTERM)
         assert process is not None
-        eventually(lambda: not is_alive(process), within_s=20)  # the fleet's keeper would wait as long
+        eventually(lambda: not is_alive(process))
         log = fleet.around.run.log(worker.name).read_text()
         assert '"event": "worker.stopped"' in log
         assert "pool.runs_left_behind" in log

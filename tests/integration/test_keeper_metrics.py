@@ -25,7 +25,7 @@ def free_port() -> int:
 def told(port: int) -> Samples:
     """Every sample by its name and the value of its first label; nothing while it does not answer."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             page = answer.read().decode()
     except urllib.error.URLError:
         return {}

@@ -196,7 +196,7 @@ def test_a_sealed_message_that_no_worker_could_read_is_handed_in_again_and_seale
 ) -> None:
     message = TaskMessage("diary.start", {"diary": str(diary), "number": 7})
     publisher = Publisher(BrokerKnobs(url=fleet.broker_url))
-    publisher.publish(seal_message(client.vault, message)).result(10)
+    publisher.publish(seal_message(client.vault, message)).result(60)
     publisher.close()
     (letter,) = eventually(lambda: fleet_json("dead", "list", "--agent", "diary.start", env=env_of(fleet)))
     assert str(diary) not in fleet_json("dead", "show", letter["id"], env=env_of(fleet))["body"]

@@ -52,9 +52,9 @@ async def test_a_cancel_ends_what_waits_at_once_and_asks_what_runs(
     grandchild = await worker.spawn(running)
     async with Redis.from_url(servers.redis_url) as redis, redis.pubsub() as listener:
         await listener.subscribe(CANCEL_CHANNEL)
-        await listener.get_message(timeout=5)
+        await listener.get_message(timeout=60)
         view = await producer.acancel(parent)
-        heard = {(await listener.get_message(timeout=5))["data"].decode() for _ in range(2)}
+        heard = {(await listener.get_message(timeout=60))["data"].decode() for _ in range(2)}
     assert heard == {str(parent), str(running)}
     assert (view.state, view.condition) == ("running", "asked to stop")
     states = {child.id: child.state for child in view.children}

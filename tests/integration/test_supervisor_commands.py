@@ -101,10 +101,13 @@ def test_status_tells_a_server_that_does_not_answer(folder: Path) -> None:
     fleet_json(folder, *UP)
     redis = next(row for row in RunDir(folder).read_state()["servers"] if row["name"] == "redis")
     send(Identity(pid=redis["pid"], started_ticks=redis["started_ticks"]), signal.SIGSTOP)
-    seen = fleet(folder, "status", "--json")
-    assert seen.returncode == 1
-    sick = [server for server in json.loads(seen.stdout)["servers"] if not server["healthy"]]
-    assert [(server["name"], server["detail"]) for server in sick] == [("redis", "no answer within 1 s")]
+
+    def sick() -> list[tuple[str, str]]:
+        seen = fleet(folder, "status", "--json")
+        assert seen.returncode == 1
+        return [(one["name"], one["detail"]) for one in json.loads(seen.stdout)["servers"] if not one["healthy"]]
+
+    eventually(lambda: sick() == [("redis", "no answer within 1 s")])  # the others may be late on a busy machine
     assert fleet(folder, "down").returncode == 0
 
 

@@ -161,7 +161,7 @@ async def test_a_row_that_a_worker_holds_is_left_and_found_by_the_next_pass(ledg
     held, free = await fill(ledger, BEFORE, count=2)
     async with ledger.unit() as worker:
         await worker.execute(select(tasks.c.id).where(tasks.c.id == held).with_for_update())
-        async with asyncio.timeout(10):  # it does not wait for the worker; a task of its own: units in a unit join it
+        async with asyncio.timeout(60):  # it does not wait for the worker; a task of its own: units in a unit join it
             first = await asyncio.create_task(rotate(ledger, DURING))
         assert (first.left, first.rewrapped, first.still_under, first.is_complete) == (2, 10, {"first": 2}, False)
         fresh = BEFORE.seal("written meanwhile", task_id=held, role=OUTPUT)

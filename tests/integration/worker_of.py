@@ -19,7 +19,7 @@ class OwnWorker:
 
     def ask(self, path: str) -> tuple[int, str]:
         """GET from its metrics port; (0, "") when it does not answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
