@@ -9,6 +9,7 @@
 starts a new generation, and what calls of an older one report is dropped: a late failure cannot reopen a healed key.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from shared.resilience.knobs import BreakerKnobs
@@ -164,24 +165,23 @@ def _record(circuit: Circuit, record: Record, now: float, knobs: BreakerKnobs) -
     return circuit._replace(successes=successes), RECORD
 
 
-def went_well(circuit: Circuit, generation: int, seconds: float, knobs: BreakerKnobs) -> Circuit | None:
-    """What `step` makes of a fast success while nothing in the window speaks against the key, in a fifth of the time.
+def is_well(circuit: Circuit, generation: int) -> bool:
+    """Whether a fast success of this generation changes nothing but the window: `all_went_well` may be told later."""
+    return not circuit.failures and not circuit.slow and circuit.generation == generation and circuit.mode == "closed"
 
-    Returns: None where the answer takes more thought: ask `step`.
+
+def all_went_well(circuit: Circuit, micros: Sequence[int], knobs: BreakerKnobs) -> Circuit:
+    """What `step` makes of fast successes in turn, while nothing in the window speaks against the key.
+
+    Args:
+        micros: Microseconds of each.
     """
-    mode, present, window, failures, slow, micros, _, until, rounds, leases, successes, last_probe, reason = circuit
-    if failures or slow or mode != "closed" or present != generation or seconds >= knobs.slow_call_s:
-        return None
-    took = int(seconds * 1_000_000)
-    if len(window) >= knobs.window:
-        micros -= window[0] >> 2
-        window = window[1:]
-    window += (took << 2,)  # a sum of tuples is copied once; a display with a star is built as a list first
-    values = (mode, present, window, 0, 0, micros + took, 0, until, rounds, leases, successes, last_probe, reason)
-    return _made(Circuit, values)
-
-
-_made = tuple.__new__
+    window = (*circuit.window, *(took << 2 for took in micros))
+    gone = len(window) - max(knobs.window, len(circuit.window))
+    left = sum(one >> 2 for one in window[:gone]) if gone > 0 else 0
+    return circuit._replace(
+        window=window[max(0, gone) :], micros=circuit.micros + sum(micros) - left, in_a_row=0
+    )  # fmt: skip
 
 
 def _learned(circuit: Circuit, record: Record, now: float, knobs: BreakerKnobs) -> tuple[Circuit, Decision]:

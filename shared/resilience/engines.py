@@ -76,6 +76,10 @@ class Engine(Protocol):
         """Go on with other knobs."""
 
 
+TOLD_AT_ONCE = 50
+"""Fast successes of a well key that the machine is told of together: each by itself it would copy its window for."""
+
+
 class LocalEngine:
     """The pure machine and a lock, held for the decision only."""
 
@@ -84,6 +88,8 @@ class LocalEngine:
         self._clock = clock
         self._lock = threading.Lock()
         self._circuit = Circuit()
+        self._went_well: list[int] = []
+        """Microseconds of successes that the circuit was not told of: whoever looks at more than its mode tells it."""
         self._usual = Entry(False, "closed", "", None, "", 0)
 
     def enter(self) -> Entry:
@@ -97,7 +103,7 @@ class LocalEngine:
         permit = new_permit()
         with self._lock:
             now = self._clock()
-            circuit, decision = machine.step(self._circuit, machine.Ask(permit), now, self._knobs)
+            circuit, decision = machine.step(self._told(), machine.Ask(permit), now, self._knobs)
             self._circuit = circuit
         return Entry(
             decision.action == "reject", circuit.mode, decision.reason, decision.retry_after_s, permit,
@@ -106,16 +112,17 @@ class LocalEngine:
 
     def leave(self, entry: Entry, learn: Learn, seconds: float) -> Mode:
         """See `Engine`."""
-        if learn == "ok":
+        if learn == "ok" and seconds < self._knobs.slow_call_s:
             with self._lock:
-                circuit = machine.went_well(self._circuit, entry.generation, seconds, self._knobs)
-                if circuit is not None:
-                    self._circuit = circuit
+                if machine.is_well(self._circuit, entry.generation):
+                    self._went_well.append(int(seconds * 1_000_000))
+                    if len(self._went_well) >= TOLD_AT_ONCE:
+                        self._told()
                     return "closed"
         jitter = random.uniform(-1.0, 1.0)
         record = machine.Record(entry.permit, entry.generation, learn, seconds, jitter)
         with self._lock:
-            self._circuit, _ = machine.step(self._circuit, record, self._clock(), self._knobs)
+            self._circuit, _ = machine.step(self._told(), record, self._clock(), self._knobs)
             return self._circuit.mode
 
     async def enter_async(self) -> Entry:
@@ -129,7 +136,7 @@ class LocalEngine:
     def operate(self, operate: Operate) -> Mode:
         """See `Engine`."""
         with self._lock:
-            self._circuit, _ = machine.step(self._circuit, operate, self._clock(), self._knobs)
+            self._circuit, _ = machine.step(self._told(), operate, self._clock(), self._knobs)
             return self._circuit.mode
 
     async def operate_async(self, operate: Operate) -> Mode:
@@ -138,7 +145,8 @@ class LocalEngine:
 
     def stats(self, name: str) -> KeyStats:
         """See `Engine`."""
-        circuit, now = self._circuit, self._clock()
+        with self._lock:
+            circuit, now = self._told(), self._clock()
         calls = len(circuit.window)
         return KeyStats(
             name=name,
@@ -170,7 +178,16 @@ class LocalEngine:
 
     def tune(self, knobs: BreakerKnobs) -> None:
         """See `Engine`."""
-        self._knobs = knobs
+        with self._lock:
+            self._told()
+            self._knobs = knobs
+
+    def _told(self) -> Circuit:
+        """The circuit, with all that it should know; under the lock."""
+        if self._went_well:
+            self._circuit = machine.all_went_well(self._circuit, self._went_well, self._knobs)
+            self._went_well.clear()
+        return self._circuit
 
 
 class SharedEngine:
