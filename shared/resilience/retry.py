@@ -1,8 +1,8 @@
 """Retries: few, spread at random, never earlier than the server asked, never from a slot that could do other work.
 
-An `AsyncRetrying` is built for every call whose first try fails; one that succeeds at once does without it and its 50 µs.
-tenacity's `@retry` on a shared function keeps one dictionary of statistics for all threads and clears it at every call:
-16 threads read a wrong attempt number in 92 % of the cases, and some calls raised `KeyError` instead of their own error.
+An `AsyncRetrying` is built for every call whose first try fails; one that succeeds at once saves its 50 µs. tenacity's
+`@retry` on a shared function keeps one dictionary of statistics for all threads and clears it at every call: 16 threads
+read a wrong attempt number in 92 % of the cases, and some calls raised `KeyError` instead of their own error.
 """
 
 import random
