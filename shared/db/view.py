@@ -50,7 +50,7 @@ class View:
             for node in layout.nodes
         }  # fmt: skip
         self.watch = Watch(
-            eyes, every_s=knobs.look_every_s, silent_after_s=knobs.answer_timeout_s + knobs.look_every_s,
+            eyes, every_s=knobs.look_every_s, silent_after_s=knobs.answer_timeout_s + 2 * knobs.look_every_s,
             on_look=self._note, on_primary=self._tend,
         )  # fmt: skip
 
