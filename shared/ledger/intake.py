@@ -18,7 +18,7 @@ from sqlalchemy import text
 from shared.broker.publisher import Publisher
 from shared.contracts import TaskMessage
 from shared.db.database import Database
-from shared.errors import DatabaseUnavailable, FleetError, NotAccepted, PublishUnconfirmed
+from shared.errors import DatabaseUnavailable, FleetError, NotAccepted
 from shared.ledger.catalogue import Catalogue
 from shared.ledger.group_commit import GroupCommit, Written
 from shared.ledger.knobs import LedgerKnobs
@@ -33,7 +33,8 @@ LEDGER_WAIT_S = 0.5
 LEDGER_LAST_S = 2.0
 """Seconds more that a submit waits for PostgreSQL when the broker did not take the task."""
 CONFIRM_WAIT_S = 0.3
-"""Seconds a submit that the ledger accepted waits for the broker; what is not confirmed is held in the ledger."""
+"""Seconds a submit that the ledger accepts waits for the broker, counted from the publish; what is not confirmed by
+then is held in the ledger."""
 VISIBLE_TRIES_S = (0.0, 0.02, 0.1, 0.5)
 """Waits between looks for a committed row after a producer's commit."""
 CROWDED_FOR_S = 0.5
@@ -67,6 +68,7 @@ class Intake:
         """
         tenant = message.fleet.tenant
         is_held = is_later(message) or self._is_crowded(tenant)
+        began = time.monotonic()
         confirmation = None if is_held else self.publish(message)  # with the ledger, not after it: either accepts
         writing = asyncio.ensure_future(self._accept(message, published=not is_held))
         self._open[tenant] += 1
@@ -85,7 +87,7 @@ class Intake:
         if written is not None and tenant in written.crowded:
             self._crowded_until[tenant] = time.monotonic() + CROWDED_FOR_S
         if confirmation is not None:
-            await self.confirmed(message.id, confirmation)
+            await self.confirmed(message.id, confirmation, waited_s=time.monotonic() - began)
         return "ledger"
 
     async def is_crowded(self, tenant: str) -> bool:
@@ -112,15 +114,17 @@ class Intake:
         confirmation.add_done_callback(lambda done: done.cancelled() or done.exception())  # heard, awaited or not
         return confirmation
 
-    async def confirmed(self, task_id: UUID, confirmation: "asyncio.Future[None]") -> None:
-        """The ledger has the task: a broker that is down costs it a worker's next look into the ledger, no more."""
-        try:
-            async with asyncio.timeout(CONFIRM_WAIT_S):
-                await asyncio.shield(confirmation)
-        except TimeoutError:
+    async def confirmed(self, task_id: UUID, confirmation: "asyncio.Future[None]", *, waited_s: float = 0.0) -> None:
+        """The ledger has the task: a broker that is down costs it a worker's next look into the ledger, no more.
+
+        Args:
+            waited_s: For how long the broker has had it by now.
+        """
+        await asyncio.wait({confirmation}, timeout=max(0.0, CONFIRM_WAIT_S - waited_s))
+        if confirmation.done():
+            self._settle(task_id, confirmation.exception())
+        else:
             confirmation.add_done_callback(lambda done: self._settle(task_id, done.exception()))
-        except PublishUnconfirmed as error:
-            await self._hold(task_id, error)
 
     async def publish_all(self, messages: Iterable[TaskMessage]) -> None:
         """Publish what the ledger says may run now."""
@@ -182,7 +186,7 @@ class Intake:
         return until is not None or self._open[tenant] >= self._knobs.fair_window
 
     def _settle(self, task_id: UUID, error: BaseException | None) -> None:
-        """A publish that ended after its submit had returned."""
+        """A publish has ended: one that failed is held, and no submit waits for that."""
         if error is not None:
             late = asyncio.ensure_future(self._hold(task_id, error))
             self._late.add(late)

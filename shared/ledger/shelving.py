@@ -20,18 +20,17 @@ SHELVE = f"""
     WHERE t.state = 'queued' AND t.published_at IS NOT NULL"""
 FOR_OTHERS = f"""
     WITH x AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:tasks AS json)) AS x({TASK_TYPES})),
-    new AS (
+    held AS (
         INSERT INTO tasks AS t ({TASK_COLUMNS}, state, published_at, dispatch_at)
         SELECT {X_COLUMNS}, 'queued', NULL, now() FROM x
         WHERE EXISTS (SELECT FROM agents a WHERE a.name = x.agent) OR EXISTS (SELECT FROM tasks o WHERE o.id = x.id)
-        ON CONFLICT DO NOTHING
-    ), held AS (
-        UPDATE tasks t SET published_at = NULL, dispatch_at = now() FROM x
-        WHERE t.id = x.id AND t.state = 'queued' AND t.published_at IS NOT NULL AND NOT {CAPPED}
+        ON CONFLICT (id) DO UPDATE SET published_at = NULL, dispatch_at = now()
+        WHERE t.state = 'queued' AND t.published_at IS NOT NULL AND NOT {CAPPED.replace("x.", "excluded.")}
     )
     SELECT EXISTS (SELECT FROM agents a WHERE a.name = x.agent) OR EXISTS (SELECT FROM tasks o WHERE o.id = x.id) FROM x
 """
-"""What a limit holds stays released: an idle worker with the agent takes it when its message does not come."""
+"""A task that its producer commits meanwhile is waited for and held as well. What a limit holds stays released: an idle
+worker with the agent takes it when its message does not come."""
 
 
 async def shelve(database: Database, messages: Sequence[TaskMessage]) -> None:

@@ -178,6 +178,18 @@ class LedgerMoves(RuleBasedStateMachine):
     def _lose_an_answer(self, which: int, by: int) -> None:
         self.worker_of(by).commit.loses_next = True
 
+    def _let_time_pass(self, which: int, by: int) -> None:
+        task = self.known(which)
+        if task is None or task.state != "waiting" or task.wake_at == "never":
+            return
+        past = "now() - interval '1 s' WHERE state = 'waiting' AND"
+        self.rig.execute(f"UPDATE tasks SET wake_at = {past} id = %(id)s", id=task.id)
+        self.rig.execute(f"UPDATE steps SET until = {past} until IS NOT NULL AND task_id = %(id)s", id=task.id)
+        task.wake_at = "due"
+        for step in task.steps.values():
+            if step.state == "waiting" and step.until == "later":
+                step.until = "due"
+
     def _begin(self, run: LiveRun) -> None:
         expected = self._expected(run) if self.owns(run) else None
         before = self.calls.total()
@@ -245,10 +257,9 @@ class LedgerMoves(RuleBasedStateMachine):
 
     def _put_aside(self, run: LiveRun, state: Any) -> None:
         error = {"code": "put_aside", "message": "for the test"} if state == "parked" else None
+        expected = self.told_too_late(run)
         if self.owns(run):
             expected = self.model.suspend(run.task, state, seen_wakes=NEVER_SEEN)
-        else:
-            expected = self.told_too_late(run)
         assert self.rig.run(run.suspend(Suspension(state=state, error=error))) == expected
         run.standing = "over"
 

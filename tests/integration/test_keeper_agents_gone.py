@@ -1,5 +1,6 @@
 """Tasks of agents that a worker lacks are left to those that have them; what nobody has is parked till it is back."""
 
+import asyncio
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +50,23 @@ async def test_a_message_of_an_agent_that_others_have_is_held_for_them(database:
     for message in (new, known):
         row = task(database, message.id)
         assert (row["state"], row["published_at"], row["attempt"], row["epoch"]) == ("queued", None, 0, 0)
+
+
+async def test_a_message_that_comes_before_its_submit_is_committed_is_held_all_the_same(
+    database: Database, worker: ByHand
+) -> None:
+    offered(database, theirs=1)
+    message = TaskMessage("theirs", {})
+    insert = """INSERT INTO tasks (id, tenant, agent, input, max_attempts, deadline_at, dispatch_at, published_at)
+                VALUES (%s, 'default', 'theirs', '{}', 3, now() + interval '1 h', now(), now())"""
+    with psycopg.connect(database.dsn) as producer:
+        producer.execute(insert, [message.id])
+        shelving = asyncio.create_task(shelve_for_others(worker.database, message))
+        waits = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        await asyncio.to_thread(eventually, lambda: ask(database, waits))
+        producer.commit()
+    assert await shelving
+    assert task(database, message.id)["published_at"] is None
 
 
 async def test_a_message_of_an_agent_that_nobody_ever_had_is_not(database: Database, worker: ByHand) -> None:

@@ -201,18 +201,6 @@ class LedgerMachine(LedgerMoves):
                 self.gone.append(worker)
                 self.workers[number] = self.new_worker()
 
-    def _let_time_pass(self, which: int, by: int) -> None:
-        task = self.known(which)
-        if task is None or task.state != "waiting" or task.wake_at == "never":
-            return
-        past = "now() - interval '1 s' WHERE state = 'waiting' AND"
-        self.rig.execute(f"UPDATE tasks SET wake_at = {past} id = %(id)s", id=task.id)
-        self.rig.execute(f"UPDATE steps SET until = {past} until IS NOT NULL AND task_id = %(id)s", id=task.id)
-        task.wake_at = "due"
-        for step in task.steps.values():
-            if step.state == "waiting" and step.until == "later":
-                step.until = "due"
-
     def _keep(self, which: int, by: int) -> None:
         due = {task.id for task in self.model.tasks.values() if task.state == "waiting" and task.wake_at == "due"}
         assert self.rig.run(self._keep_time()) == due
