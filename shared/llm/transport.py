@@ -1,17 +1,24 @@
 """The connections to one endpoint: aiohttp under the SDK's HTTP client, and turns for a burst of calls."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from types import SimpleNamespace
 
 import aiohttp
 import httpx2
+from aiohttp.client_proto import ResponseHandler
+
+OnEnd = Callable[[ResponseHandler], Awaitable[None]]
 
 STARTS_AT_ONCE = 32
 """Calls of a process that are being built, connected and sent at the same time. A burst of thousands would otherwise
 keep the loop from its sockets until connections that were accepted long ago count as timed out."""
+
+LISTEN_S = 0.1
+"""Seconds for which the first stream of a process is listened to after its end. A server that hangs up behind each
+stream without having said so, as llama.cpp's does, has done it by then: on loopback within 2 ms."""
 
 KEPT_HEADERS = ("content-type", "content-length", "transfer-encoding", "accept-encoding")
 """What the HTTP client itself must say."""
@@ -25,6 +32,10 @@ class EndpointTransport(httpx2.AsyncBaseTransport):
 
     Requests leave with `headers` and nothing else: the SDKs add what they know of the machine, and whatever the
     environment of the process tells them to (`OPENAI_CUSTOM_HEADERS`), to any endpoint.
+
+    Nothing is sent twice: whether an endpoint that hung up has begun to work cannot be known (RFC 9110, 9.2.2). So a
+    request looks first whether the kept connections are still there, and whoever hangs up behind a stream without
+    saying so is asked over a new connection each time from then on.
     """
 
     def __init__(
@@ -43,16 +54,19 @@ class EndpointTransport(httpx2.AsyncBaseTransport):
         self._proxy_url = proxy_url
         self._turns = _Turns(stall_s)
         self._session: aiohttp.ClientSession | None = None
+        self._keeps_streams: bool | None = None  # not known before the first stream has ended
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send; the connection is taken until the response is closed."""
         limits = request.extensions.get("timeout", {})
         kept = {name: request.headers[name] for name in KEPT_HEADERS if name in request.headers}
+        closes = {"connection": "close"} if self._keeps_streams is False else {}
+        await _look_at_sockets()
         with _as_httpx():
             response = await self._opened().request(
                 request.method,
                 str(request.url),
-                headers={**kept, **self._headers},
+                headers={**kept, **self._headers, **closes},
                 data=await request.aread(),
                 allow_redirects=False,  # a redirected POST turns into a GET or takes the key to another host
                 timeout=aiohttp.ClientTimeout(
@@ -63,7 +77,12 @@ class EndpointTransport(httpx2.AsyncBaseTransport):
                 ),
                 proxy=self._proxy_url,
             )
-        return httpx2.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
+        # None: the body has come with its headers, and the connection may be somebody else's by now.
+        protocol = response.connection.protocol if response.connection is not None else None
+        if closes and protocol is not None:
+            protocol.force_close()  # whatever the endpoint says: who has announced the end sends nothing more
+        body = _Body(response, protocol=protocol, on_end=self._listen)
+        return httpx2.Response(response.status, headers=response.raw_headers, stream=body, request=request)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -81,6 +100,16 @@ class EndpointTransport(httpx2.AsyncBaseTransport):
         finally:
             _TURN.reset(token)
             turn.end()
+
+    async def _listen(self, protocol: ResponseHandler) -> None:
+        """Learn from its first stream whether the endpoint hangs up behind each."""
+        if self._keeps_streams is not None:
+            return
+        if (closed := protocol.closed) is not None:  # None: it is closed already
+            with suppress(TimeoutError, aiohttp.ClientError):
+                async with asyncio.timeout(LISTEN_S):
+                    await asyncio.shield(closed)
+        self._keeps_streams = protocol.is_connected()
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -104,8 +133,10 @@ class EndpointTransport(httpx2.AsyncBaseTransport):
 class _Body(httpx2.AsyncByteStream):
     """A response body; the connection is kept once it is read to its end, and cut when it is closed before."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, *, protocol: ResponseHandler | None, on_end: OnEnd) -> None:
         self._response = response
+        self._protocol = protocol
+        self._on_end = on_end
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         with _as_httpx():
@@ -116,8 +147,25 @@ class _Body(httpx2.AsyncByteStream):
         """Keep the connection or cut it."""
         if self._response.content.at_eof():
             self._response.release()
+            if self._protocol is not None and _is_to_be_kept_stream(self._response):
+                await self._on_end(self._protocol)
         else:
             self._response.close()
+
+
+def _is_to_be_kept_stream(response: aiohttp.ClientResponse) -> bool:
+    headers = response.headers
+    return response.content_type == "text/event-stream" and headers.get("connection", "").lower() != "close"
+
+
+async def _look_at_sockets() -> None:
+    """Let the loop read what is there: aiohttp then drops the kept connections that were closed from the other side.
+
+    Two turns: the first only asks the selector, and what it found runs in the second. Without them a call that follows
+    close upon another is written into a connection whose end has long arrived.
+    """
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 @contextmanager
