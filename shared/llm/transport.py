@@ -17,7 +17,7 @@ STARTS_AT_ONCE = 32
 keep the loop from its sockets until connections that were accepted long ago count as timed out."""
 
 LISTEN_S = 0.1
-"""Seconds for which the first stream of a process is listened to after its end. A server that hangs up behind each
+"""Seconds for which the first stream of each transport is listened to after its end. A server that hangs up behind each
 stream without having said so, as llama.cpp's does, has done it by then: on loopback within 2 ms."""
 
 KEPT_HEADERS = ("content-type", "content-length", "transfer-encoding", "accept-encoding")
