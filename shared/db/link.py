@@ -60,10 +60,14 @@ class Honest(psycopg.BaseConnection[Any]):
     """See `cut`."""
     opened_at: float = 0.0
     """When it was asked for, on the monotonic clock."""
+    hears_role: bool = True
+    """Whether `is_standby` is the server's own last word: a pooler repeats what it heard when it connected."""
     is_new: bool = True
     """No pool has given it to anybody yet: it need not be asked whether it is still there."""
     _is_blank: bool = False
     """Nothing was asked yet in the transaction that `_begin_gen` began."""
+    _turns_read_only: bool = False
+    """Its first statement is to be preceded by the word that it only reads."""
 
     @property
     def is_standby(self) -> bool:
@@ -80,23 +84,31 @@ class Honest(psycopg.BaseConnection[Any]):
             yield from super()._start_query()
         else:
             yield from self._exec_command(b"ROLLBACK AND CHAIN")
-        self._is_blank = True
+        self._is_blank, self._turns_read_only = True, False
 
     def _start_query(self) -> PQGen[None]:
         """See psycopg; a statement is about to be sent."""
-        self._is_blank = False
+        turns_read_only = self._turns_read_only
+        self._is_blank = self._turns_read_only = False
         yield from super()._start_query()
+        if turns_read_only:
+            yield from self._exec_command(b"SET TRANSACTION READ ONLY")
 
     def _check_intrans_gen(self, attribute: str) -> PQGen[None]:
         """See psycopg, which refuses to change what only the next transaction can be: one that is blank ends here."""
         if self._is_blank and self.pgconn.transaction_status == TransactionStatus.INTRANS:
             yield from self._exec_command(b"ROLLBACK")
+            self._turns_read_only = False
         yield from super()._check_intrans_gen(attribute)
 
     def _set_read_only_gen(self, value: bool | None) -> PQGen[None]:
-        """See psycopg; a blank transaction becomes read-only as it is. None asks to write: standbys refuse that too."""
-        if value and self._is_blank and self.pgconn.transaction_status == TransactionStatus.INTRANS:
-            yield from self._exec_command(b"SET TRANSACTION READ ONLY")
+        """See psycopg; a blank transaction is told with its first statement, whose caller expects what may go wrong.
+
+        None asks to write: standbys refuse that too.
+        """
+        is_later = bool(value) and self._is_blank and self.pgconn.transaction_status == TransactionStatus.INTRANS
+        self._turns_read_only = is_later
+        if is_later:
             self._read_only, self._begin_statement = True, b""
         else:
             yield from super()._set_read_only_gen(value or None)
@@ -114,7 +126,7 @@ class Honest(psycopg.BaseConnection[Any]):
         return self.marks_end and self.pgconn.transaction_status == TransactionStatus.INTRANS
 
     def _end_gen(self) -> PQGen[list[PGresult]]:
-        is_standby = self.is_standby
+        is_standby = self.hears_role and self.is_standby
         self.pgconn.send_query(END_ON_STANDBY if is_standby else END_HERE)
         results: list[PGresult] = yield from generators.execute(self.pgconn)
         if is_standby and not self.is_standby:  # promoted: the position stands still since then, what is read does not

@@ -83,8 +83,8 @@ def watch(engine: Engine, knobs: DbKnobs, *, writes: bool, links: Links) -> None
         link: Honest = record.driver_connection
         if not link.is_new:
             _begin(connection, link)
-        link.is_new = False
-        if writes and knobs.pooler == "none" and link.is_standby:
+        link.is_new, link.hears_role = False, knobs.pooler == "none"
+        if writes and link.hears_role and link.is_standby:
             raise InvalidatePoolError("the server is a standby")
         link.limit_s, link.is_committing = statement_s, False
         links[record] = link

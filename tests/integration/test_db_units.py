@@ -5,10 +5,11 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from shared.db import tokens
 from shared.db.database import Database
@@ -237,6 +238,21 @@ async def test_a_unit_that_has_asked_nothing_yet_holds_nothing_back_and_may_stil
         kinds = [text(f"SHOW transaction_{kind}") for kind in ("isolation", "read_only", "deferrable")]
         assert [await unit.scalar(kind) for kind in kinds] == ["read committed", "off", "off"]
         assert await unit.scalar(PID) == pid
+
+
+@pytest.mark.parametrize("mode", ["ro", "rw"])
+async def test_a_connection_that_is_cut_right_after_its_begin_is_an_outage_like_any_other(
+    database: Database, mode: Any
+) -> None:
+    def cut(_connection: Any, record: Any, _proxy: Any) -> None:
+        record.driver_connection._hang_up()
+
+    async with database.unit() as unit:
+        assert await unit.scalar(PID)
+    event.listen(database.pool.engine.sync_engine.pool, "checkout", cut)
+    with pytest.raises(DatabaseUnavailable):
+        async with database.unit(mode=mode) as unit:
+            await unit.scalar(PID)
 
 
 async def test_an_exhausted_pool_says_who_holds_it(table: BackgroundSupervisor) -> None:

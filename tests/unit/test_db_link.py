@@ -45,6 +45,28 @@ def test_a_commit_that_failed_is_an_error_and_one_that_rolled_back_ended_nowhere
     assert marked(answer(ExecStatus.COMMAND_OK, b"ROLLBACK"), told) is None
 
 
+def linked(sent: list[bytes], *, hears_role: bool = True) -> Any:
+    """A connection that was welcomed by a standby."""
+    return SimpleNamespace(
+        is_standby=True, hears_role=hears_role, pgconn=SimpleNamespace(send_query=sent.append)
+    )  # fmt: skip
+
+
+def test_a_pooler_is_not_believed_that_its_server_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It greets with what it heard when it connected, also after a promotion: the server itself is to look."""
+
+    def execute(_pgconn: Any) -> Any:
+        yield from ()
+        return [COMMITTED, answer(ExecStatus.TUPLES_OK, b"SELECT 1", b"0/9", b"000000020000000000000001")]
+
+    sent: list[bytes] = []
+    monkeypatch.setattr("shared.db.link.generators.execute", execute)
+    with pytest.raises(StopIteration):
+        next(Link._end_gen(linked(sent, hears_role=False)))
+    assert len(sent) == 1
+    assert b"pg_current_wal_flush_lsn" in sent[0]
+
+
 @pytest.mark.parametrize("is_promoted", [False, True])
 def test_a_replicas_position_counts_only_while_it_replays(is_promoted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a promotion it stands still, and what is read does not."""
@@ -60,7 +82,7 @@ def test_a_replicas_position_counts_only_while_it_replays(is_promoted: bool, mon
         return answers.pop(0)
 
     monkeypatch.setattr("shared.db.link.generators.execute", execute)
-    link = cast(Any, SimpleNamespace(is_standby=True, pgconn=SimpleNamespace(send_query=sent.append)))
+    link = linked(sent)
     with pytest.raises(StopIteration) as ended:
         next(Link._end_gen(link))
     if is_promoted:
