@@ -14,7 +14,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as LineLost
-from redis.exceptions import InvalidResponse, RedisError, ResponseError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from shared.resilience.wire import replies_in
 
@@ -94,10 +94,11 @@ class Line:
                 return self._transport
             connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             await connection.connect()  # type: ignore[no-untyped-call]
-            if self._is_closed or connection._writer is None:
+            reader, writer = connection._reader, connection._writer
+            if self._is_closed or reader is None or writer is None or reader.at_eof():
                 _hang_up(connection)
                 raise LineLost("closed")
-            transport = cast(asyncio.Transport, connection._writer.transport)
+            transport = cast(asyncio.Transport, writer.transport)
             transport.set_protocol(_Ear(self._heard, lambda error: self._lost(connection, error)))
             self._connection, self._transport = connection, transport
             return transport
@@ -125,11 +126,12 @@ class _Ear(asyncio.Protocol):
         try:
             replies, self._rest = replies_in(self._rest + data)
             for reply in replies:
+                if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+                    self._lost(reply)
+                    return
                 self._heard(reply)
         except (ValueError, IndexError):  # no reply that a script gives, or one that nobody waits for
             self._lost(InvalidResponse(f"Redis said {data[:40]!r}"))
-        except RedisError as error:
-            self._lost(error)
 
     def connection_lost(self, error: Exception | None) -> None:
         """It is closed."""

@@ -7,6 +7,7 @@ connection: behind a proxy that hides a Redis Cluster this works, to the nodes o
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -165,13 +166,15 @@ class RedisStore:
     async def _ask_all(self, *calls: Call) -> list[bytes]:
         """Scripts in one round trip; a server that does not know them yet is told."""
         within_s = self._knobs.timeout_s
+        end = time.monotonic() + within_s
         try:
             packed = [wire.command(call, knows_script=True) for call in calls]
             replies = await self._line.ask(*packed, within_s=within_s)
             missing = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if missing:
                 texts = [wire.command(calls[at], knows_script=False) for at in missing]
-                for at, reply in zip(missing, await self._line.ask(*texts, within_s=within_s), strict=True):
+                again = await self._line.ask(*texts, within_s=end - time.monotonic())
+                for at, reply in zip(missing, again, strict=True):
                     replies[at] = reply
             for reply in replies:
                 if isinstance(reply, Exception):

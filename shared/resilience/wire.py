@@ -62,7 +62,9 @@ def command(call: Call, *, knows_script: bool) -> bytes:
 def replies_in(data: bytes) -> tuple[list[bytes | Exception], bytes]:
     """The replies of scripts, each one string or an error, and what is left: the beginning of the next.
 
-    Raises: ValueError where it is something else; RedisError that concerns the whole connection.
+    An error that concerns the whole connection is the last.
+
+    Raises: ValueError where it is something else.
     """
     replies: list[bytes | Exception] = []
     at = 0
@@ -78,9 +80,9 @@ def replies_in(data: bytes) -> tuple[list[bytes | Exception], bytes]:
             begin = end + 2
         elif kind == b"-":
             error = DefaultParser.parse_error(line.decode("utf-8", "replace"))  # type: ignore[no-untyped-call]
-            if not isinstance(error, ResponseError):
-                raise error
             replies.append(error)
+            if not isinstance(error, ResponseError):
+                return replies, b""
         else:
             raise ValueError("neither a string nor an error")
         at = begin

@@ -27,6 +27,7 @@ def test_what_no_script_answers_is_refused(strange: bytes) -> None:
         replies_in(b"$1\r\na\r\n" + strange)
 
 
-def test_an_error_of_the_whole_connection_is_raised() -> None:
-    with pytest.raises(LineLost):
-        replies_in(b"-LOADING Redis is loading the dataset in memory\r\n")
+def test_an_error_of_the_whole_connection_is_the_last_and_takes_no_reply_with_it() -> None:
+    replies, rest = replies_in(b"$1\r\na\r\n-LOADING Redis is loading the dataset in memory\r\n$1\r\nb\r\n")
+    assert (replies[0], len(replies), rest) == (b"a", 2, b"")
+    assert isinstance(replies[1], LineLost)
