@@ -58,7 +58,8 @@ class Intake:
         self._crowded_until: dict[str, float] = {}
         self._looked_at: dict[str, float] = {}
         self._open: Counter[str] = Counter()
-        self._late: set[asyncio.Task[None]] = set()
+        self._to_hold: set[UUID] = set()
+        self._holding: asyncio.Task[None] | None = None
 
     async def hand_in(self, message: TaskMessage) -> Literal["ledger", "broker"]:
         """Have a task accepted; a second time it changes nothing.
@@ -145,7 +146,8 @@ class Intake:
 
     async def close(self) -> None:
         """Write what waits, then close the connections."""
-        await asyncio.gather(*self._late, return_exceptions=True)
+        if self._holding is not None:
+            await self._holding
         await self._commit.close()
         await self.database.close()
 
@@ -187,17 +189,20 @@ class Intake:
 
     def _settle(self, task_id: UUID, error: BaseException | None) -> None:
         """A publish has ended: one that failed is held, and no submit waits for that."""
-        if error is not None:
-            late = asyncio.ensure_future(self._hold(task_id, error))
-            self._late.add(late)
-            late.add_done_callback(self._late.discard)
-
-    async def _hold(self, task_id: UUID, error: BaseException) -> None:
+        if error is None:
+            return
         log.warning("client.held_in_ledger", task_id=str(task_id), cause=str(error))
-        try:
-            await hold(self.database, [task_id])
-        except DatabaseUnavailable:
-            log.warning("client.left_to_redispatch", task_id=str(task_id))
+        self._to_hold.add(task_id)
+        if self._holding is None or self._holding.done():
+            self._holding = asyncio.ensure_future(self._hold_all())
+
+    async def _hold_all(self) -> None:
+        while self._to_hold:
+            ids, self._to_hold = sorted(self._to_hold), set()
+            try:
+                await hold(self.database, ids)
+            except DatabaseUnavailable as error:
+                log.warning("client.left_to_redispatch", tasks=len(ids), cause=error.message)
 
 
 def _cause(answer: "asyncio.Future[Any]") -> str:

@@ -373,7 +373,7 @@ class TaskPool(BasePool):  # type: ignore[misc]
 
     def _tick_hub(self) -> None:
         self.mailbox.deliver()
-        self.pass_events_on()
+        _quietly(self.pass_events_on)
         hub = self.mailbox._hub
         if hub is None:
             return
