@@ -29,7 +29,7 @@ def setup_logs(*, style: Literal["json", "console"] = "json", level: str = "INFO
     structlog.configure(
         processors=[*shared, redaction, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # one write a line: other loggers write there too
         cache_logger_on_first_use=True,
     )
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line for every model call
