@@ -61,6 +61,8 @@ class FakeAdapter:
         self.script: deque[str | ToolCall | FleetError] = deque()
         self.requests: list[ChatRequest] = []
         self.hangs = False
+        self.hung_s = 0.0
+        """Seconds that its hanging calls were given in all."""
         self.answer_s = 0.0
         self.seen: LimitsSeen | None = None
         """What its headers say about limits."""
@@ -73,6 +75,7 @@ class FakeAdapter:
             note_limits(self.seen)
         if self.hangs:
             limit_s = clamped(request.timeout_s or 60.0)
+            self.hung_s += limit_s
             await asyncio.sleep(limit_s)
             raise LLMTimeout(f"{self.endpoint} gave no complete answer", phase="deadline", limit_s=limit_s)
         await asyncio.sleep(self.answer_s)

@@ -4,7 +4,6 @@ Numbered as the twenty most common ones; those about sockets are in the integrat
 """
 
 import asyncio
-import time
 from contextlib import aclosing
 
 import pytest
@@ -52,9 +51,8 @@ async def test_complaint_18_timeouts_multiply_by_retries() -> None:
     """Three retries of a chain that hangs end with the caller's time, not with a multiple of it."""
     world = PlaneWorld()
     world.first.hangs = world.second.hangs = True
-    began = time.monotonic()
     await world.chat(ChatRequest(HELLO.messages, timeout_s=0.2))
-    assert time.monotonic() - began < 1.0
+    assert 0 < world.first.hung_s + world.second.hung_s <= 0.2
 
 
 async def test_complaint_07_cooling_down_again_keeps_the_shorter_time() -> None:
