@@ -60,6 +60,8 @@ class Honest(psycopg.BaseConnection[Any]):
     """See `cut`."""
     opened_at: float = 0.0
     """When it was asked for, on the monotonic clock."""
+    is_left: bool = False
+    """Its pool was closed while somebody had it: it is closed when it comes back."""
     hears_role: bool = True
     """Whether `is_standby` is the server's own last word: a pooler repeats what it heard when it connected."""
     is_new: bool = True

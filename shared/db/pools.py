@@ -95,6 +95,8 @@ def watch(engine: Engine, knobs: DbKnobs, *, writes: bool, links: Links) -> None
             link: Honest = record.driver_connection
             link.limit_s, link.marks_end, link.end = knobs.answer_timeout_s, False, None
             link.is_unreplicated = False
+            if link.is_left:
+                record.invalidate()
 
     event.listen(engine.pool, "checkout", out)
     event.listen(engine.pool, "checkin", back)
@@ -185,6 +187,8 @@ class Pool:
 
     async def close(self) -> None:
         """Close every connection: idle ones now, those in use when they come back."""
+        for link in self.links.values():
+            link.is_left = True
         await self.engine.dispose()
 
 

@@ -37,6 +37,12 @@ class Catalogue:
         """Whether PostgreSQL has not answered a read in time, and still does not."""
         return self._reading is not None and not self._reading.done() and self._left_s() <= 0
 
+    async def close(self) -> None:
+        """Give up a read that is under way, and wait until it has put its connection back."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading}, timeout=READ_S)
+
     async def check(self, agent: str, kwargs: Mapping[str, Any]) -> None:
         """Refuse what no worker could run.
 

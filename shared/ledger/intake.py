@@ -149,6 +149,7 @@ class Intake:
         if self._holding is not None:
             await self._holding
         await self._commit.close()
+        await self.catalogue.close()
         await self.database.close()
 
     async def _accept(self, message: TaskMessage, *, published: bool) -> Written | None:

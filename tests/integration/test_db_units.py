@@ -240,6 +240,18 @@ async def test_a_unit_that_has_asked_nothing_yet_holds_nothing_back_and_may_stil
         assert await unit.scalar(PID) == pid
 
 
+async def test_a_connection_in_use_while_its_door_closes_is_closed_when_it_comes_back(
+    table: BackgroundSupervisor,
+) -> None:
+    async with door_to(table) as database:
+        async with database.unit() as unit:
+            raw = await (await unit.connection()).get_raw_connection()
+            link: Any = raw.driver_connection
+            await database.close()
+            assert await unit.scalar(PID)
+        assert link.closed
+
+
 @pytest.mark.parametrize("mode", ["ro", "rw"])
 async def test_a_connection_that_is_cut_right_after_its_begin_is_an_outage_like_any_other(
     database: Database, mode: Any
