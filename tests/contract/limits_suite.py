@@ -28,6 +28,16 @@ class LimitsSuite:
         await world.advance(0.51)
         assert [(await world.ask())[1].denial for _ in range(2)] == ["", "requests"]
 
+    async def test_calls_that_took_no_time_at_all_count_like_any_other(self, world: GateWorld) -> None:
+        world.limited(concurrency=1)
+        await world.calls("ok", "ok", "ok", seconds=0.0)
+        stats = await world.store.stats(world.key, world.rules)
+        assert (stats.failure_rate, stats.avg_latency_s) == (0.0, 0.0)
+        call = await world.ask()
+        assert [call[1].denial, (await world.ask())[1].denial] == ["", "concurrency"]
+        await world.end(call, "failure", seconds=0.0)
+        assert (await world.ask())[1].denial == ""
+
     async def test_a_wait_is_never_told_longer_than_a_minute_by_callers_who_never_return(
         self, world: GateWorld
     ) -> None:

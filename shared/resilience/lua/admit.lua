@@ -61,7 +61,7 @@ if is_retry and retries < 1 then
 end
 
 local calls, call_s = tonumber(state[16]) or 0, 1
-if calls > 0 then call_s = tonumber(state[17]) / 1000000 / calls end
+if calls > 0 then call_s = (tonumber(state[17]) or 0) / 1000000 / calls end
 local costs = {1, arg[4], arg[5]}
 local key, tenant = lane_of(KEYS[1], KEYS[4], 12, state), lane_of(KEYS[5], KEYS[6], 17)
 local limit = key.places
