@@ -44,6 +44,11 @@ class Server:
             assert statement == BY_KEY
             return self
         self.statements += 1
+        self.parameters = parameters
+        self.take(parameters)
+        return self
+
+    def take(self, parameters: dict[str, Any]) -> None:
         if self.troubles:
             raise self.troubles.pop(0)
         rows = json.loads(parameters["suspend"])
@@ -51,7 +56,6 @@ class Server:
             raise self.refuses[1]
         self.answer: list[tuple[Any, ...]] = [("fence", WORKER, None, 0, 0, 0, None)]
         self.answer += [("suspend", UUID(row["id"]), None, 0, row["epoch"], 0, "queued") for row in rows]
-        return self
 
     async def fetchall(self) -> list[tuple[Any, ...]]:
         return self.answer
@@ -122,20 +126,12 @@ class Ledger(Server):
 
     crowd: tuple[str, ...] = ()
 
-    async def execute(
-        self, statement: str, parameters: dict[str, Any] | None = None, *, prepare: bool = False
-    ) -> "Server":
-        if parameters is None:
-            assert statement == BY_KEY
-            return self
-        self.statements += 1
-        self.parameters = parameters
+    def take(self, parameters: dict[str, Any]) -> None:
         kinds = [kind for kind in ("accept", "finish", "wake") if kind in parameters]
         self.answer = [
             (kind, UUID(row["id"]), None, 0, 0, 0, "queued") for kind in kinds for row in json.loads(parameters[kind])
         ]
         self.answer += [("crowd", None, None, 0, 0, 0, tenant) for tenant in self.crowd]
-        return self
 
 
 async def test_a_producer_learns_which_tenants_tasks_shall_be_held_from_now_on(server: Server) -> None:
