@@ -13,7 +13,7 @@ from celery import Celery
 from kombu import Queue
 from pydantic import SecretStr
 from redis import Redis
-from sqlalchemy import create_engine
+from sqlalchemy import Engine, create_engine
 
 from shared.broker.knobs import BrokerKnobs
 from shared.broker.publisher import Publisher
@@ -69,6 +69,13 @@ def client(client_with: ClientWith) -> FleetClient:
 
 
 @pytest.fixture
+def engine(fleet: BackgroundSupervisor) -> Iterator[Engine]:
+    engine = create_engine(fleet.db_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
 def word() -> str:
     return f"word{uuid4().hex}"
 
@@ -102,8 +109,9 @@ def the_answer(word: str, *heard: str) -> dict[str, Any]:
 
 
 def test_no_word_of_a_sealed_task_is_on_any_disk_and_its_owner_reads_all_of_it(
-    fleet: BackgroundSupervisor, servers: BackgroundSupervisor, client: FleetClient, client_with: ClientWith, word: str
-) -> None:
+    fleet: BackgroundSupervisor, servers: BackgroundSupervisor, client: FleetClient, client_with: ClientWith,
+    engine: Engine, word: str,
+) -> None:  # fmt: skip
     task = client.submit("test.secret", {"word": word}, session="s")
     assert answered(client, task.id, word) == the_answer(word, word)
     steps = {step.name: step for step in client.status(task.id).steps}
@@ -113,7 +121,8 @@ def test_no_word_of_a_sealed_task_is_on_any_disk_and_its_owner_reads_all_of_it(
     assert rows(fleet, "SELECT count(*) FROM blobs WHERE task_id = %s", task.id) == [(1,)]
     assert client.tasks(agent="test.secret", limit=1)[0].output == the_answer(word, word)
     control = f"word{uuid4().hex}"
-    plain = client_with("").submit("test.kid", {"number": 1, "count": 0, "step_s": 0, "diary": control})
+    with engine.begin() as tx:  # on PostgreSQL's disk before a worker hears of it: it would have sealed it
+        plain = client_with("").submit("test.kid", {"number": 1, "count": 0, "step_s": 0, "diary": control}, tx=tx)
     assert client.result(plain.id, 30) == 10
     rows(fleet, "CHECKPOINT")
     for server in ("rabbitmq", "postgres", "replica"):
@@ -181,12 +190,10 @@ def test_messages_that_are_taken_off_a_crowded_queue_are_held_sealed(
 
 
 def test_a_task_of_a_producers_own_transaction_is_sealed(
-    fleet: BackgroundSupervisor, client: FleetClient, word: str
+    fleet: BackgroundSupervisor, client: FleetClient, engine: Engine, word: str
 ) -> None:
-    engine = create_engine(fleet.db_url)
     with engine.begin() as transaction:
         task = client.submit("test.echo", {"text": word}, tx=transaction)
-    engine.dispose()
     assert task.result(30)["said"] == [word]
     assert tables_with(fleet, word) == []
 
