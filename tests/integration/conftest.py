@@ -16,9 +16,10 @@ import psycopg
 import pytest
 
 from shared.client import FleetClient
+from shared.ledger import catalogue, intake
 from shared.ledger.knobs import LedgerKnobs
 from tests.integration.by_hand import ByHand, by_hand
-from tests.integration.fleets import StartFleet, client_of, fleet_on
+from tests.integration.fleets import PATIENCE_S, StartFleet, client_of, fleet_on
 from tests.integration.gate_fleet import OwnRedis
 from tests.integration.live import Database
 from workers.ops.background import BackgroundSupervisor, running
@@ -164,10 +165,15 @@ def ledger_knobs() -> LedgerKnobs:
 
 @pytest.fixture
 async def producer(
-    servers: BackgroundSupervisor, database: Database, ledger_knobs: LedgerKnobs
+    servers: BackgroundSupervisor, database: Database, ledger_knobs: LedgerKnobs, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FleetClient]:
-    """A producer on the test's own database, where nobody works but the test."""
-    client = client_of(servers, db_url=database.url, ledger=ledger_knobs)
+    """A producer on the test's own database, where nobody works but the test.
+
+    It waits for the ledger, however busy that is: what the broker alone has accepted, nobody would ever bring there.
+    """
+    monkeypatch.setattr(intake, "LEDGER_WAIT_S", PATIENCE_S)
+    monkeypatch.setattr(catalogue, "READ_S", PATIENCE_S)
+    client = client_of(servers, db_url=database.url, ledger=ledger_knobs, is_patient=True)
     yield client
     await client.aclose()
     await asyncio.to_thread(client.close)

@@ -1,14 +1,12 @@
 """`fleet schedule …` and `fleet limits …` as an operator types them."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from shared.client import FleetClient
-from tests.integration.by_hand import ByHand, by_hand
-from tests.integration.fleets import client_of
+from tests.integration.by_hand import ByHand
 from tests.integration.live import Database
 from tests.integration.terminal import fleet, fleet_json, refusal
 from workers.ops.background import BackgroundSupervisor
@@ -17,12 +15,6 @@ from workers.ops.background import BackgroundSupervisor
 @pytest.fixture
 def env(servers: BackgroundSupervisor, database: Database) -> dict[str, str]:
     return {**servers.env, "FLEET_DB_URL": database.url}
-
-
-@pytest.fixture
-async def worker(database: Database) -> AsyncIterator[ByHand]:
-    async with by_hand(database.url) as worker:
-        yield worker
 
 
 def add(env: dict[str, str], *words: str, name: str = "daily", cron: str = "30 8 * * MON-FRI") -> Any:
@@ -77,14 +69,13 @@ def test_a_name_that_is_taken_is_refused(env: dict[str, str]) -> None:
 
 
 async def test_a_limit_holds_what_was_queued_and_is_shown_with_what_runs(
-    env: dict[str, str], worker: ByHand, servers: BackgroundSupervisor, database: Database
+    env: dict[str, str], worker: ByHand, producer: FleetClient
 ) -> None:
-    client: FleetClient = client_of(servers, db_url=database.url)
-    running, queued = [(await client.asubmit("a", {}, tenant="acme")).id for _ in range(2)]
+    running, queued = [(await producer.asubmit("a", {}, tenant="acme")).id for _ in range(2)]
     await worker.claim(running)
     assert "at most 1 tasks of tenant acme" in fleet("limits", "set", "tenant", "acme", "1", env=env).stdout
     assert await worker.try_claim(queued) is None
-    later = (await client.asubmit("a", {}, tenant="acme")).id
+    later = (await producer.asubmit("a", {}, tenant="acme")).id
     assert await worker.try_claim(later) is None
     fleet_json("limits", "set", "agent", "a", "7", env=env)
     assert fleet_json("limits", "list", env=env) == [
@@ -95,8 +86,6 @@ async def test_a_limit_holds_what_was_queued_and_is_shown_with_what_runs(
     for scope, name in [("tenant", "acme"), ("agent", "a")]:
         assert "has no limit any more" in fleet("limits", "unset", scope, name, env=env).stdout
     assert await worker.try_claim(queued) is not None
-    await client.aclose()
-    client.close()
 
 
 @pytest.mark.parametrize(
@@ -116,10 +105,9 @@ def test_a_limit_that_makes_no_sense_is_refused(
 
 
 async def test_the_steering_commands_tell_people_what_came_of_it(
-    env: dict[str, str], worker: ByHand, servers: BackgroundSupervisor, database: Database
+    env: dict[str, str], worker: ByHand, producer: FleetClient
 ) -> None:
-    client: FleetClient = client_of(servers, db_url=database.url)
-    first, second = [(await client.asubmit("a", {})).id for _ in range(2)]
+    first, second = [(await producer.asubmit("a", {})).id for _ in range(2)]
     claim = await worker.claim(first)
     assert fleet("signal", str(first), "go", "by=ann", env=env).stdout == "Kept for it: the task is running.\n"
     await worker.wait(claim, kind="signal", signals=("stop",), wait_s=3600, seen_wakes=1)
@@ -130,10 +118,8 @@ async def test_the_steering_commands_tell_people_what_came_of_it(
     assert "is cancelled already" in refusal(fleet("cancel", str(second), env=env), code=1)
     assert "nothing is done twice" in fleet("replay", str(second), env=env).stdout
     forked = fleet("fork", str(second), env=env)
-    assert (await client.astatus(forked.stdout.strip())).forked_from == second
+    assert (await producer.astatus(forked.stdout.strip())).forked_from == second
     assert "is queued: only a parked task" in refusal(fleet("resume", str(second), env=env), code=1)
     for words in (("cancel",), ("signal", "go"), ("resume",), ("replay",), ("fork",)):
         said = refusal(fleet(words[0], str(uuid4()), *words[1:], env=env), code=1)
         assert "the ledger has no task" in said, words
-    await client.aclose()
-    client.close()
