@@ -1,6 +1,5 @@
 """What a keeper tells Prometheus: who leads, what it decided and did, how long it took, and what the ledger holds."""
 
-import socket
 import urllib.error
 import urllib.request
 from contextlib import ExitStack
@@ -12,14 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.keeping import add, add_many, add_worker, ago, ask, keeper_process
 from tests.integration.live import Database, eventually
 from workers.ops.background import BackgroundSupervisor
+from workers.ops.ports import free_port
 
 Samples = dict[tuple[str, str], float]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def told(port: int) -> Samples:
@@ -52,7 +46,7 @@ def test_a_keeper_tells_whether_it_leads_and_what_it_does(
     add_many(database, 3, state="waiting", wake_at=ago(1))
     add_many(database, 2, state="waiting", wake_at=ago(-600))
     add_many(database, 4, state="succeeded", finished_at=ago(90 * 86_400), created_at=ago(90 * 86_400))
-    ports = [free_port(), free_port()]
+    ports = [one := free_port(taken=set()), free_port(taken={one})]
     env = {**servers.env, "FLEET_DB_URL": database.url, "FLEET_KEEPER_BACKLOG_S": "0.2", "FLEET_KEEPER_ROUND_S": "0.2"}
 
     with ExitStack() as stack:
@@ -62,17 +56,21 @@ def test_a_keeper_tells_whether_it_leads_and_what_it_does(
             )
             for port in ports
         ]
-        pages = eventually(lambda: (p := [told(port) for port in ports]) and all(p) and _one_leads(p) and p)
+        pages = eventually(
+            lambda: (p := [told(port) for port in ports]) and all(p) and _one_leads(p) and p, within_s=120
+        )
         leader, standby = sorted(pages, key=lambda page: -page["fleet_keeper_leading", ""])
         assert (leader["fleet_keeper_epoch", ""], standby["fleet_keeper_epoch", ""]) == (1, 0)
         port = ports[pages.index(leader)]
 
-        def done() -> Samples | None:
+        def is_done() -> bool:
+            """The last that a burial tells is there; the page that says so may have been begun before the first."""
             page = told(port)
-            is_done = {("fleet_keeper_tasks_total", one) for one in ("retired", "rescued")} <= page.keys()
-            return page if is_done and ("fleet_backlog_tasks", "waiting") in page else None
+            ends = {("fleet_keeper_tasks_total", one) for one in ("retired", "cancelled")}
+            return {*ends, ("fleet_backlog_tasks", "waiting")} <= page.keys()
 
-        page = eventually(done)
+        eventually(is_done)
+        page = told(port)
         tasks = {label: value for (name, label), value in page.items() if name == "fleet_keeper_tasks_total"}
         assert tasks | {"redispatched": 0} == {
             "rescued": 1, "dead_lettered": 1, "cancelled": 0, "woken": 3, "retired": 4, "redispatched": 0

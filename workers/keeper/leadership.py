@@ -44,8 +44,8 @@ async def stand(
             async with asyncio.timeout(answer_s):
                 epoch = await candidate.stand()
             if epoch is not None:
+                EPOCH.set(epoch)  # first: who is seen to lead is seen with its term
                 LEADING.set(1)
-                EPOCH.set(epoch)
                 log.info("keeper.leads", epoch=epoch, holder=holder)
                 rounds = rounds_of(Term(database, role=ROLE, epoch=epoch), answers_since)
                 await _reign(candidate, epoch, rounds, knobs=knobs, stop=stop)
