@@ -14,7 +14,7 @@ from shared.ledger.poll import poll_held, poll_lost
 from shared.ledger.roster import offer
 from shared.ledger.shelving import shelve_for_others
 from tests.integration.by_hand import ByHand
-from tests.integration.fleets import QUICK, StartFleet, client_of
+from tests.integration.fleets import STEADY, StartFleet, client_of
 from tests.integration.keeping import add, add_worker, ago, ask, keeping, states, task
 from tests.integration.live import Database, eventually
 from tests.integration.worker_of import own_worker
@@ -149,7 +149,7 @@ def column(fleet: BackgroundSupervisor, query: str) -> list[Any]:
         return [value for (value,) in connection.execute(query).fetchall()]
 
 
-FAST = {**QUICK, "FLEET_LEDGER_POLL_S": "0.3"}
+FAST = {**STEADY, "FLEET_LEDGER_POLL_S": "0.3"}
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,18 @@ import pytest
 
 from shared.client import FleetClient
 from shared.contracts import tick_task_id
-from tests.integration.fleets import QUICK, StartFleet
+from tests.integration.fleets import STEADY, StartFleet
 from tests.integration.keeping import keeper_process
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
 NAPS = 20
+LONG_S = 600.0
+"""Longer than any machine takes to put all of them to sleep."""
+COMES_SOON = """
+    WITH now_due AS (UPDATE steps SET until = now() + interval '1 s' WHERE kind = 'sleep' AND task_id = ANY(%s))
+    UPDATE tasks SET wake_at = now() + interval '1 s' WHERE id = ANY(%s)"""
+"""Lets the time of sleeping runs come in a second."""
 STANDING = """
     SELECT count(DISTINCT application_name) FROM pg_stat_activity
     WHERE datname = current_database() AND starts_with(application_name, 'fleet-keeper-')"""
@@ -30,7 +36,7 @@ AT_ONCE = """
 
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
-    with start_fleet(2, more={**QUICK, "FLEET_LEDGER_SUSPEND_AFTER_S": "0.5"}) as started:
+    with start_fleet(2, more={**STEADY, "FLEET_LEDGER_SUSPEND_AFTER_S": "0.5"}) as started:
         yield started
 
 
@@ -71,11 +77,12 @@ def test_runs_sleep_through_the_death_of_the_keeper(
     fleet: BackgroundSupervisor, client: FleetClient, diary: Path, tmp_path: Path
 ) -> None:
     env = {name: value for name, value in fleet.env.items() if name.startswith("FLEET_")}
-    with keeper_process({**env, **QUICK}, log=tmp_path / "keeper") as _standby:
+    with keeper_process({**env, **STEADY}, log=tmp_path / "keeper") as _standby:
         eventually(lambda: ask(fleet, STANDING)[0][0] == 2)
-        ids = naps(client, diary, 2.0)
+        ids = naps(client, diary, LONG_S)
         eventually(lambda: ask(fleet, "SELECT count(*) FROM tasks WHERE state = 'waiting'")[0][0] == NAPS)
         fleet.suspend("keeper")
+        ask(fleet, COMES_SOON, ids, ids)
         fleet.kill("keeper", signal.SIGKILL)
         for task_id in ids:
             assert client.result(task_id, 30) == [1, 2]

@@ -9,13 +9,13 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from shared.client import FleetClient
 from shared.errors import BadInput, UnknownTask
-from tests.integration.fleets import QUICK, StartFleet
+from tests.integration.fleets import STEADY, StartFleet
 from workers.ops.background import BackgroundSupervisor
 
 
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
-    with start_fleet(1, more=QUICK) as started:
+    with start_fleet(1, more=STEADY) as started:
         yield started
 
 
