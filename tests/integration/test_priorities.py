@@ -10,9 +10,11 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from shared.broker.depth import DepthGauge
+from shared.broker.knobs import BrokerKnobs
 from shared.client import FleetClient
 from shared.contracts import QUEUES, Priority
-from tests.integration.fleets import QUICK, StartFleet
+from tests.integration.fleets import STEADY, StartFleet
 from tests.integration.live import eventually
 from tests.integration.load import celery_of, send_plain, started_at
 from workers.ops.background import BackgroundSupervisor
@@ -24,8 +26,9 @@ SLOTS = 4
 
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
-    agents = {"FLEET_AGENTS": "tests.integration.diary_agents", "FLEET_WORKER_CONCURRENCY": str(SLOTS)}
-    with start_fleet(0, more={**QUICK, **agents}) as started:
+    agents = "tests.integration.agents,tests.integration.diary_agents"
+    more = {**STEADY, "FLEET_AGENTS": agents, "FLEET_WORKER_CONCURRENCY": str(SLOTS)}
+    with start_fleet(0, more=more) as started:
         yield started
 
 
@@ -63,6 +66,16 @@ def hold(fleet: BackgroundSupervisor) -> None:
         connection.execute("UPDATE tasks SET published_at = NULL, dispatch_at = now() WHERE state = 'queued'")
 
 
+def has_some_of_each(fleet: BackgroundSupervisor) -> bool:
+    """Whether the worker has got messages of every queue, and all of those that the broker has given out."""
+    with DepthGauge(BrokerKnobs(url=fleet.broker_url)) as gauge:
+        given = [EACH - gauge.ready(priority) for priority in QUEUES]
+    celery = celery_of(fleet)
+    told = celery.control.inspect(timeout=10, limit=1).stats() or {}
+    celery.close()
+    return all(given) and [one["pool"]["reserved"] for one in told.values()] == [sum(given)]
+
+
 def test_a_worker_serves_the_queues_that_it_was_given_and_no_other(
     fleet: BackgroundSupervisor, client: FleetClient, diary: Path, worker: Callable[..., str]
 ) -> None:
@@ -94,10 +107,15 @@ def test_a_plain_celery_message_has_the_priority_of_its_queue(
 def test_one_worker_shares_its_slots_by_weight_and_starves_nobody(
     way: str, fleet: BackgroundSupervisor, client: FleetClient, diary: Path, worker: Callable[..., str]
 ) -> None:
+    worker()
+    gate = diary.with_name("gate")
+    closed = [client.submit("test.until", {"file": str(gate)}).id for _ in range(SLOTS)]
+    eventually(lambda: len(started_at(fleet, closed)) == SLOTS)
     tasks = submit_each(client, diary, EACH, seconds=0.1)
     if way == "held":
         hold(fleet)
-    worker()
+    eventually(lambda: has_some_of_each(fleet), within_s=60)  # else those that come first take what all shall share
+    gate.touch()
     every = [task_id for ids in tasks.values() for task_id in ids]
     eventually(lambda: len(started_at(fleet, every)) == len(every), within_s=60)
     began = started_at(fleet, every)
