@@ -69,8 +69,8 @@ def keepers(servers: BackgroundSupervisor, database: Database, run_folder: Calla
             open_.enter_context(keeper_process(env, log=folder / f"keeper-{number}")) for number in range(PROCESSES)
         ]
         found = Keepers(database, started)
-        eventually(found.term)
-        eventually(lambda: _standing(database) == PROCESSES)
+        eventually(found.term, within_s=TAKEOVER_S)
+        eventually(lambda: _standing(database) == PROCESSES, within_s=TAKEOVER_S)
         yield found
         logs = "".join(page.read_text() for page in folder.glob("keeper-*"))
     assert "keeper.chore_failed" not in logs, logs

@@ -101,7 +101,7 @@ async def test_a_limit_is_never_exceeded_by_several_workers_and_everything_runs(
                     await me.runs.succeed(claim, None, {})
 
         workers = [asyncio.create_task(work(me)) for me in (one, two, three)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while set(states(database, ids)) != {"succeeded"}:
                 await keeper.ledger.release()
                 for task_id in await keeper.sent():

@@ -34,6 +34,8 @@ from tests.integration.live import Database
 ANY = st.integers(0, 11)
 """Which of those that there are: the draw must not depend on their number."""
 AGAIN_S = 30.0
+DEAD_S = 1800.0
+"""Who is silenced last beat an hour ago; all others count as alive, however long a history takes."""
 OPS = ["call", "call", "call", "signal", "signal", "sleep", "family"]
 PROGRAMS = st.lists(st.sampled_from(OPS), min_size=1, max_size=4)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -187,7 +189,7 @@ class LedgerMachine(LedgerMoves):
 
     def _bury_the_dead(self, which: int, by: int) -> None:
         ids = [worker.id for worker in self.workers]
-        taken = self.rig.run(bury(self.rig.database, ids, dead_after_s=60))
+        taken = self.rig.run(bury(self.rig.database, ids, dead_after_s=DEAD_S))
         expected = {task: state for one in ids for task, state in self.model.bury(one).items()}
         assert {one.id: one.state for one in taken} == expected
 
@@ -282,7 +284,7 @@ class LedgerMachine(LedgerMoves):
         self.silence(worker)
         worker.commit.loses_next = False
         ends = [run.end(well=True) for run in calling]
-        taken, *seen = self.rig.run(at_once(bury(self.rig.database, [worker.id], dead_after_s=60), *ends))
+        taken, *seen = self.rig.run(at_once(bury(self.rig.database, [worker.id], dead_after_s=DEAD_S), *ends))
         for run, what in zip(calling, seen, strict=True):
             assert what in ("returned", "fenced")
             if what == "returned":

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 
 from shared.db.database import Database
 from shared.db.knobs import DbKnobs
+from shared.telemetry.keeper_metrics import LEADING
 from workers.keeper import leadership as room
 from workers.keeper.knobs import KeeperKnobs
 
@@ -35,7 +36,7 @@ async def test_who_is_seen_to_lead_is_seen_with_its_term(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(room, "candidacy", candidacy)
     monkeypatch.setattr(
-        room.LEADING, "set", lambda leads: seen.append((leads, REGISTRY.get_sample_value("fleet_keeper_epoch")))
+        LEADING, "set", lambda leads: seen.append((leads, REGISTRY.get_sample_value("fleet_keeper_epoch")))
     )
     with pytest.raises(Enough):
         await room.stand(
