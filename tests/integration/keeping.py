@@ -33,6 +33,8 @@ from workers.keeper.ledger_chores import LedgerChores
 from workers.keeper.outbox import Outbox
 from workers.ops.surroundings import ROOT
 
+PATIENT_S = 20
+"""What a broker that answers is given to do so, on a busy machine too."""
 NOBODY = "amqp://nobody@127.0.0.1:1//"
 """A broker that refuses every connection."""
 
@@ -95,7 +97,11 @@ async def keeping(
         async with candidacy(door, role="keeper", holder=f"keeper-{uuid4().hex[:8]}") as candidate:
             epoch = await candidate.stand()
             assert epoch is not None
-            term, broker_knobs = Term(door, role="keeper", epoch=epoch), BrokerKnobs(url=broker_url or NOBODY)
+            term = Term(door, role="keeper", epoch=epoch)
+            broker_knobs = BrokerKnobs(
+                url=broker_url or NOBODY,
+                connect_timeout_s=PATIENT_S, confirm_timeout_s=PATIENT_S, socket_timeout_s=PATIENT_S,
+            )  # fmt: skip
             publisher = Publisher(broker_knobs) if broker_url else FakePublisher()
             outbox = Outbox(cast(Publisher, publisher), term)
             chores = LedgerChores(

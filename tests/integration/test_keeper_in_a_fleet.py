@@ -82,8 +82,8 @@ def test_runs_sleep_through_the_death_of_the_keeper(
         ids = naps(client, diary, LONG_S)
         eventually(lambda: ask(fleet, "SELECT count(*) FROM tasks WHERE state = 'waiting'")[0][0] == NAPS)
         fleet.suspend("keeper")
-        ask(fleet, COMES_SOON, ids, ids)
         fleet.kill("keeper", signal.SIGKILL)
+        ask(fleet, COMES_SOON, ids, ids)
         for task_id in ids:
             assert client.result(task_id, 30) == [1, 2]
         fleet.resume("keeper")

@@ -71,7 +71,8 @@ def test_a_queue_that_exists_with_other_arguments_is_named_with_the_remedy(env: 
         broker.default_channel.queue_declare(QUEUE, durable=True, auto_delete=False)
     try:
         told = refused(WORKER, env)
-        sent = Publisher(BrokerKnobs(url=env["FLEET_BROKER_URL"])).publish(TaskMessage("a")).exception(30)
+        patient = BrokerKnobs(url=env["FLEET_BROKER_URL"], connect_timeout_s=30, socket_timeout_s=30)
+        sent = Publisher(patient).publish(TaskMessage("a")).exception(90)
     finally:
         with Connection(env["FLEET_BROKER_URL"]) as broker:
             broker.default_channel.queue_delete(QUEUE)
