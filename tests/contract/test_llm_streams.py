@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -45,13 +46,8 @@ async def server() -> AsyncIterator[ChatServer]:
 
 @pytest_asyncio.fixture
 async def chat(server: ChatServer) -> AsyncIterator[Adapter]:
-    knobs = LLMKnobs(
-        base_url=server.base_url,
-        api_key=SecretStr("sk-very-secret-0123456789"),
-        first_token_timeout_s=0.3,
-        idle_timeout_s=0.2,
-        total_timeout_s=2.0,
-    )
+    """As patient as it comes: what it says of an endpoint is not that this process was busy."""
+    knobs = LLMKnobs(base_url=server.base_url, api_key=SecretStr("sk-very-secret-0123456789"))
     adapter = open_adapter(knobs, name="primary")
     yield adapter
     await adapter.aclose()
@@ -138,8 +134,10 @@ SLOW: dict[str, tuple[Fault, str, float]] = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-async def test_a_stream_without_tokens_ends_on_time(chat: Adapter, server: ChatServer, name: str) -> None:
+async def test_a_stream_without_tokens_ends_on_time(server: ChatServer, name: str) -> None:
     fault, phase, seconds = SLOW[name]
+    only: dict[str, Any] = {f"{phase}_timeout_s": seconds}
+    chat = open_adapter(LLMKnobs(base_url=server.base_url, **only))
     server.script.append(fault)
     started = asyncio.get_running_loop().time()
     _, failure = await heard(chat)
@@ -148,11 +146,12 @@ async def test_a_stream_without_tokens_ends_on_time(chat: Adapter, server: ChatS
     assert failure.context["phase"] == phase
     assert took_s >= seconds
     assert await asyncio.wait_for(server.hang_ups.get(), 60) == 1, "the endpoint is told to stop"
+    await chat.aclose()
 
 
 async def test_an_endless_stream_ends_at_the_requests_total(chat: Adapter, server: ChatServer) -> None:
     server.script.append(repeats(event(chunk("x")), every_s=0.02))
-    pieces, failure = await heard(chat, ChatRequest(QUESTION.messages, timeout_s=0.4))
+    pieces, failure = await heard(chat, ChatRequest(QUESTION.messages, timeout_s=1.0))
     assert isinstance(failure, LLMTimeout) and failure.context["phase"] == "total"
     usage = classify(failure).usage
     assert len(pieces) >= 5 and usage is not None and usage.output_tokens == len(pieces)
@@ -202,10 +201,7 @@ async def test_a_call_that_finds_no_free_connection_of_its_own_process_says_noth
     server: ChatServer, streamed: bool
 ) -> None:
     server.script.append(repeats(event(chunk("x")), every_s=0.05))
-    full = LLMKnobs(
-        base_url=server.base_url, max_connections=1, stream_answers=streamed, first_token_timeout_s=0.5,
-        total_timeout_s=0.5,
-    )  # fmt: skip
+    full = LLMKnobs(base_url=server.base_url, max_connections=1, stream_answers=streamed, total_timeout_s=0.5)
     chat = open_adapter(full)
     holding = asyncio.create_task(chat.chat(ChatRequest(QUESTION.messages, timeout_s=30.0)))
     while not server.requests:
@@ -227,13 +223,15 @@ async def test_a_call_that_finds_no_free_connection_of_its_own_process_says_noth
     await chat.aclose()
 
 
-async def test_a_reader_who_takes_his_time_is_not_the_endpoints_fault(chat: Adapter, server: ChatServer) -> None:
+async def test_a_reader_who_takes_his_time_is_not_the_endpoints_fault(server: ChatServer) -> None:
+    chat = open_adapter(LLMKnobs(base_url=server.base_url, idle_timeout_s=0.5))
     server.script.append(streams(told("a", "b", "c"), every_s=0.02))
     async with aclosing(chat.stream(QUESTION)) as items:
         assert await anext(items) == "a"
-        await asyncio.sleep(0.6)  # three times the idle limit
+        await asyncio.sleep(1.5)  # three times the idle limit
         rest = [item async for item in items]
     assert rest[:-1] == ["b", "c"]
+    await chat.aclose()
 
 
 WHOLE: dict[str, tuple[Fault, bool]] = {
