@@ -149,6 +149,18 @@ def start_fleet(servers: BackgroundSupervisor, template: str, run_folder: Callab
     return start_one
 
 
+@pytest.fixture(autouse=True)
+def ledger_first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test submits is in the ledger when it looks, however long a busy disk takes for a commit.
+
+    A producer would turn to the broker, and the ledger then hear of the task from a worker. Tests that take PostgreSQL
+    away have servers of their own.
+    """
+    if "servers" in request.fixturenames:
+        monkeypatch.setattr(intake, "LEDGER_WAIT_S", PATIENCE_S)
+        monkeypatch.setattr(catalogue, "READ_S", PATIENCE_S)
+
+
 @pytest.fixture
 def client(fleet: BackgroundSupervisor) -> Iterator[FleetClient]:
     """A producer of the module's `fleet`."""
@@ -165,14 +177,12 @@ def ledger_knobs() -> LedgerKnobs:
 
 @pytest.fixture
 async def producer(
-    servers: BackgroundSupervisor, database: Database, ledger_knobs: LedgerKnobs, monkeypatch: pytest.MonkeyPatch
+    servers: BackgroundSupervisor, database: Database, ledger_knobs: LedgerKnobs
 ) -> AsyncIterator[FleetClient]:
     """A producer on the test's own database, where nobody works but the test.
 
     It waits for the ledger, however busy that is: what the broker alone has accepted, nobody would ever bring there.
     """
-    monkeypatch.setattr(intake, "LEDGER_WAIT_S", PATIENCE_S)
-    monkeypatch.setattr(catalogue, "READ_S", PATIENCE_S)
     client = client_of(servers, db_url=database.url, ledger=ledger_knobs, is_patient=True)
     yield client
     await client.aclose()
