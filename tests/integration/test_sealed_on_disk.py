@@ -27,13 +27,15 @@ VAULT = Vault([MasterKey("k1", os.urandom(32))])
 
 
 def holds(folder: Path, word: str) -> bool:
-    """Whether any file below holds this word; files that a server removes meanwhile do not count."""
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file() and word.encode() in path.read_bytes():
-                return True
-        except OSError:
-            continue
+    """Whether any file below holds this word; what a server removes meanwhile does not count."""
+    for place, _, names in os.walk(folder):  # Path.rglob ends with an error when a folder vanishes
+        for name in names:
+            path = Path(place, name)
+            try:
+                if path.is_file() and word.encode() in path.read_bytes():
+                    return True
+            except OSError:
+                continue
     return False
 
 
