@@ -37,9 +37,10 @@ async def secret(run: Run, word: str, ask: bool = True) -> dict[str, Any]:
 
 
 @agent("test.secret.slow")
-async def slow(run: Run, word: str) -> str:
-    """Hold a slot for a moment."""
-    await asyncio.sleep(0.2)
+async def slow(run: Run, word: str, until: str) -> str:
+    """Hold a slot until a file is there."""
+    while not await asyncio.to_thread(Path(until).exists):
+        await asyncio.sleep(0.05)
     return word
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import cast
 from uuid import uuid4
 
@@ -27,6 +28,8 @@ from workers.ops.background import BackgroundSupervisor
 
 (OLD, NEW) = read_keys(f"{new_key_line()},{new_key_line()}")
 LARGE = "é" * 50_000
+PATIENT = MemoryKnobs(timeout_s=30.0)
+"""However busy the machine is, the cache does not seem away."""
 ODD = ['{"$sealed"', '{"$sealed":{"v":1,"kid":"k","key":"AAAA","data":"AAAA"}} ', '{"$sealed" : {}}', "{}", 'a "b" \\']
 
 
@@ -39,14 +42,15 @@ async def ledger(database: Place) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def redis(servers: BackgroundSupervisor) -> AsyncIterator[Redis]:
-    redis = open_redis(MemoryKnobs(redis_url=f"{servers.redis_url.rpartition('/')[0]}/9"))
+    redis = open_redis(replace(PATIENT, redis_url=f"{servers.redis_url.rpartition('/')[0]}/9"))
     await redis.flushdb()
     yield redis
     await redis.aclose()
 
 
 def memory_of(ledger: Database, redis: Redis, vault: Vault) -> SessionMemory:
-    return SessionMemory(PostgresTruth(ledger.engine), RedisCache(redis), seal=SealedText(vault, kind="message"))
+    cache = RedisCache(redis, knobs=PATIENT)
+    return SessionMemory(PostgresTruth(ledger.engine), cache, seal=SealedText(vault, kind="message"))
 
 
 async def said(memory: SessionMemory) -> list[str]:
@@ -111,4 +115,4 @@ class TestSealedAnswers(AnswerSuite):
 
 
 def answers(redis: Redis, vault: Vault) -> RedisAnswers:
-    return RedisAnswers(redis, seal=SealedText(vault, kind="answer"))
+    return RedisAnswers(redis, timeout_s=30.0, last_timeout_s=30.0, seal=SealedText(vault, kind="answer"))

@@ -40,6 +40,8 @@ SEALED = {
     "FLEET_AGENTS": "tests.integration.agents,tests.integration.sealed_agents",
     "FLEET_LEDGER_KEYS": OURS,
     "FLEET_LOG_REDACT": "tests.integration.sealed_agents:hide",
+    "FLEET_LEDGER_DEAD_AFTER_S": "15",  # no worker dies here, however busy the machine is
+    "FLEET_MEMORY_TIMEOUT_S": "30",  # nor does the cache seem away
 }
 
 
@@ -175,15 +177,16 @@ def test_a_task_of_a_stock_celery_client_is_sealed_as_soon_as_a_worker_has_it(
 
 
 def test_messages_that_are_taken_off_a_crowded_queue_are_held_sealed(
-    fleet: BackgroundSupervisor, client: FleetClient, word: str
+    fleet: BackgroundSupervisor, client: FleetClient, word: str, diary: Path
 ) -> None:
     celery = celery_of(fleet)
     fleet.stop("worker-1")
     with own_worker(fleet, 2, FLEET_LEDGER_FAIR_WINDOW="5", FLEET_WORKER_CONCURRENCY="2"):
-        sent = [send_plain(celery, "test.secret.slow", tenant="crowd", word=word) for _ in range(40)]
+        sent = [send_plain(celery, "test.secret.slow", tenant="crowd", word=word, until=str(diary)) for _ in range(40)]
         held = "SELECT count(*) FROM tasks WHERE tenant = 'crowd' AND state = 'queued' AND published_at IS NULL"
         assert eventually(lambda: rows(fleet, held)[0][0])
         assert tables_with(fleet, word) == []
+        diary.touch()
         assert {client.result(one, 60) for one in sent} == {word}
     celery.close()
     fleet.start("worker-1")
@@ -267,6 +270,7 @@ def test_a_run_that_was_put_down_is_parked_by_a_worker_that_cannot_open_what_it_
 ) -> None:
     task = client.submit("test.secret", {"word": word})
     eventually(lambda: task.status().state == "waiting")
+    eventually(lambda: [one.state for one in task.status().children] == ["succeeded"])  # it would be parked as well
     fleet.stop("worker-1")
     with own_worker(fleet, 2, FLEET_LEDGER_KEYS=FOREIGN):
         client.signal(task.id, "answer", {"answer": word})
