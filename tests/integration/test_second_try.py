@@ -8,7 +8,7 @@ import pytest
 
 from shared.client import FleetClient
 from shared.errors import ResultPending, TaskFailed
-from tests.integration.fleets import QUICK, StartFleet
+from tests.integration.fleets import STEADY, StartFleet
 from tests.integration.live import eventually
 from tests.integration.terminal import fleet_json
 from workers.ops.background import BackgroundSupervisor
@@ -16,7 +16,7 @@ from workers.ops.background import BackgroundSupervisor
 
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
-    with start_fleet(1, more=QUICK) as started:
+    with start_fleet(1, more=STEADY) as started:
         yield started
         verdict = fleet_json("verify", "--grace-s", "10", env=started.env)
         assert verdict["holds"] is True, verdict
@@ -84,7 +84,7 @@ def test_a_signal_reaches_a_waiting_task_through_the_client_and_a_cancel_its_chi
     eventually(lambda: [one.state for one in parent.status().children] == ["running", "running"])
     client.cancel(parent.id)
     eventually(lambda: {one.state for one in parent.status().children} == {"cancelled"})
-    assert client.status(parent.id).state == "cancelled"
+    eventually(lambda: client.status(parent.id).state == "cancelled")  # it ran, and so may have ended after them
 
 
 def test_a_task_stopped_by_a_changed_step_goes_on_as_the_operator_says(client: FleetClient, diary: str) -> None:
