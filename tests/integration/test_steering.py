@@ -19,6 +19,7 @@ from shared.errors import (
     UnknownTask,
     WrongState,
 )
+from shared.ledger import hurry
 from shared.ledger.journal import Look
 from shared.ledger.knobs import LedgerKnobs
 from shared.ledger.sealed_input import open_input
@@ -26,6 +27,7 @@ from shared.ledger.suspension import Suspended, Suspension
 from shared.ledger.vault import Vault, step_role
 from shared.ledger.vault_knobs import KEY_BYTES, MasterKey
 from tests.integration.by_hand import ByHand
+from tests.integration.fleets import PATIENCE_S
 from workers.ops.background import BackgroundSupervisor
 
 
@@ -43,8 +45,9 @@ async def unchanged(worker: ByHand, task_id: UUID, before: Any) -> bool:
 
 
 async def test_a_cancel_ends_what_waits_at_once_and_asks_what_runs(
-    producer: FleetClient, worker: ByHand, servers: BackgroundSupervisor
+    producer: FleetClient, worker: ByHand, servers: BackgroundSupervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hurry, "WAIT_S", PATIENCE_S)
     parent = await submitted(producer)
     claim = await worker.claim(parent)
     queued, running = [await worker.spawn(parent) for _ in range(2)]
