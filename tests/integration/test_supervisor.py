@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 import urllib.request
 import uuid
 from pathlib import Path
@@ -36,6 +35,11 @@ def pid_or_none(servers: BackgroundSupervisor, name: str) -> int | None:
         return None
 
 
+def streams(primary: psycopg.Connection[Any]) -> bool:
+    """Whether the replica is connected and has caught up; after a stall it connects anew."""
+    return primary.execute("SELECT state FROM pg_stat_replication").fetchall() == [("streaming",)]
+
+
 def answers(cache: redis.Redis) -> bool:
     try:
         return bool(cache.ping())
@@ -56,7 +60,7 @@ def test_all_servers_start_and_answer(servers: BackgroundSupervisor) -> None:
 def test_commits_are_durable_and_the_replica_streams_them(servers: BackgroundSupervisor, database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as primary:
         assert primary.execute("SHOW fsync").fetchone() == ("on",)
-        assert primary.execute("SELECT state FROM pg_stat_replication").fetchall() == [("streaming",)]
+        eventually(lambda: streams(primary))
         primary.execute("CREATE TABLE note (text text)")
         primary.execute("INSERT INTO note VALUES ('seen')")
 
@@ -85,7 +89,7 @@ def test_killed_redis_comes_back_with_its_data(servers: BackgroundSupervisor) ->
     with redis.Redis.from_url(servers.redis_url) as cache:
         cache.set(key, "kept")
         before = servers.pid("redis")
-        time.sleep(1.1)  # Redis writes its file to disk once a second
+        eventually(lambda: cache.info("persistence")["aof_buffer_length"] == 0)  # while it syncs, it writes later
         servers.kill("redis")
         servers.wait_ready("redis")
         assert servers.pid("redis") != before
@@ -96,11 +100,8 @@ def test_killed_postgres_comes_back_on_its_port_and_the_replica_follows(servers:
     servers.kill("postgres")
     servers.wait_ready("postgres")
 
-    def streams() -> bool:
-        with psycopg.connect(plain(servers.db_url)) as connection:
-            return connection.execute("SELECT state FROM pg_stat_replication").fetchall() == [("streaming",)]
-
-    assert eventually(streams)
+    with psycopg.connect(plain(servers.db_url), autocommit=True) as primary:
+        eventually(lambda: streams(primary))
 
 
 def test_killed_rabbitmq_comes_back_with_its_durable_queue(servers: BackgroundSupervisor) -> None:

@@ -140,14 +140,13 @@ def test_supervisor_killed_in_the_middle_of_a_start_leaves_nothing_and_the_next_
     starting = subprocess.Popen(
         command(new_folder, *UP), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    eventually(lambda: pids(new_folder))
-    processes, supervisor = pids(new_folder), supervisor_of(RunDir(new_folder))
+    processes = eventually(lambda: pids(new_folder))
+    supervisor = supervisor_of(RunDir(new_folder))
     assert supervisor
     send(supervisor, signal.SIGKILL)
     _, said = starting.communicate()
     assert starting.returncode == 1
     assert said.endswith("Error: The supervisor was killed by signal 9 before the fleet was ready.\n")
-    assert processes
     eventually(lambda: not [process for process in processes if is_alive(process)])
     assert fleet_json(new_folder, *UP)["healthy"]
 

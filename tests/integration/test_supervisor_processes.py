@@ -62,8 +62,8 @@ def test_process_is_ready_once_it_says_so(toys: Toys) -> None:
 
 def test_process_that_never_says_so_is_refused_after_its_start_timeout(toys: Toys) -> None:
     loading = ("/bin/sh", "-c", "echo still loading; exec sleep 600")
-    with pytest.raises(ServerFailed, match=r"toy was not ready within 1 s \(it has not said READY=1 yet\)"):
-        toys.add(toy("", argv=loading, start_timeout_s=1.0))
+    with pytest.raises(ServerFailed, match=r"toy was not ready within 3 s \(it has not said READY=1 yet\)"):
+        toys.add(toy("", argv=loading, start_timeout_s=3.0))
     assert "still loading" in toys.server_reason("toy")
 
 
@@ -201,4 +201,4 @@ def test_session_of_a_stranger_who_got_the_pid_of_a_dead_server_is_left_alone(to
 def test_probe_of_a_port_without_a_server_times_out_with_its_reason(toys: Toys) -> None:
     port = toys.around.ports.port("toy")
     with pytest.raises(ServerFailed, match=f"nothing listens on port {port}"):
-        toys.add(toy(SLEEP, probe=HttpProbe(port, "/health"), start_timeout_s=0.3))
+        toys.add(toy(SLEEP, probe=HttpProbe(port, "/health"), start_timeout_s=2.0))
