@@ -18,6 +18,7 @@ from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
 RUNS = 40
+NAP_S = 12
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +64,11 @@ def test_a_hundred_runs_that_sleep_hold_no_slot_and_each_goes_on_after_its_time(
     fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
 ) -> None:
     runs = {}
-    for number in range(100):
-        diary = diaries / str(number)
-        runs[client.submit("test.nap", {"seconds": 8, "diary": str(diary)}).id] = diary
+    with client.unit() as session:  # all are there at once: the last one sleeps before the first one wakes
+        for number in range(100):
+            diary = diaries / str(number)
+            inputs = {"seconds": NAP_S, "diary": str(diary)}
+            runs[client.submit("test.nap", inputs, tx=session).id] = diary
     eventually(lambda: count(fleet, "waiting") == 100)
     assert count(fleet, "running") == 0
     for task_id, diary in runs.items():
@@ -75,7 +78,7 @@ def test_a_hundred_runs_that_sleep_hold_no_slot_and_each_goes_on_after_its_time(
     view = client.status(next(iter(runs)))
     assert view.started_at is not None
     assert view.finished_at is not None
-    assert (view.finished_at - view.started_at).total_seconds() >= 8
+    assert (view.finished_at - view.started_at).total_seconds() >= NAP_S
     assert view.report is not None
     assert view.report["steps_replayed"] == 1
 
