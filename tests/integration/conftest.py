@@ -32,6 +32,21 @@ MIGRATIONS = ROOT / "migrations" / "alembic.ini"
 TEMPLATE = "fleet_template"
 
 
+@pytest.fixture
+def ledger_first_s() -> float | None:
+    """Seconds that a submit in this process leaves PostgreSQL to accept it, before the broker alone may: what a test
+    does next with the task concerns its row. None: as little as in production, for tests in which a server hangs.
+    """
+    return 60.0
+
+
+@pytest.fixture(autouse=True)
+def _ledger_first(ledger_first_s: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ledger_first_s is not None:
+        monkeypatch.setattr(intake, "LEDGER_WAIT_S", ledger_first_s)
+        monkeypatch.setattr(catalogue, "READ_S", ledger_first_s)
+
+
 @pytest.fixture(scope="session")
 def run_folder() -> Iterator[Callable[[], Path]]:
     """Make folders that an unprivileged user can reach (pytest's own are closed to others); removed at the end."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.errors import UnknownTask
+
 
 @dataclass(frozen=True, slots=True)
 class Database:
@@ -25,12 +27,20 @@ class Database:
 
 
 def eventually(check: Callable[[], Any], *, within_s: float = 30.0) -> Any:
-    """Poll until `check` returns something true, and return it; the limit is generous, it only ends a broken test."""
+    """Poll until `check` returns something true, and return it; the limit is generous, it only ends a broken test.
+
+    A task that the broker was quicker to accept than the ledger may be unknown there until a worker has claimed it.
+    """
     end = time.monotonic() + within_s
-    while not (found := check()):
+    while True:
+        try:
+            if found := check():
+                return found
+        except UnknownTask:
+            if time.monotonic() >= end:
+                raise
         assert time.monotonic() < end, f"did not come true within {within_s} s"
         time.sleep(0.02)
-    return found
 
 
 DAY_S = 86_400

@@ -18,6 +18,11 @@ STEPS, STEP_S = 6, 0.4
 TASKS = 12
 
 
+@pytest.fixture
+def ledger_first_s() -> None:
+    """A submit waits for a primary that hangs no longer than in production."""
+
+
 @pytest.fixture(scope="module")
 def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
     """Two workers, a keeper, two replicas of which one has every acknowledged commit."""

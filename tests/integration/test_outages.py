@@ -20,6 +20,11 @@ TERM = {"FLEET_LEDGER_HEARTBEAT_S": "2", "FLEET_LEDGER_DEAD_AFTER_S": f"{TERM_S}
 """The first heartbeat after an outage may take as long as one interval: enough for a server that has just come up."""
 
 
+@pytest.fixture
+def ledger_first_s() -> None:
+    """A submit waits for a server that hangs no longer than in production."""
+
+
 @pytest.fixture(scope="module")
 def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
     with fleet_of(1, folder=run_folder(), more={**QUICK, **TERM}) as started:
