@@ -11,10 +11,10 @@ from redis import Redis
 
 from shared.client import FleetClient
 from shared.contracts import CANCEL_CHANNEL
+from shared.ledger import hurry
 from shared.ledger.hurry import WAIT_S
-from tests.integration.fleets import QUICK, client_of, fleet_of
+from tests.integration.fleets import STEADY, client_of, fleet_of
 from tests.integration.live import eventually
-from tests.integration.load import started_at
 from tests.integration.worker_of import own_worker
 from workers.agents.knobs import WorkerKnobs
 from workers.ops.background import BackgroundSupervisor
@@ -25,7 +25,7 @@ LOOKS_LATER = {"FLEET_WORKER_CANCEL_POLL_S": "3600"}
 
 @pytest.fixture(scope="module")
 def fleet(run_folder: Callable[[], Path]) -> Iterator[BackgroundSupervisor]:
-    with fleet_of(0, folder=run_folder(), more=QUICK) as started:
+    with fleet_of(0, folder=run_folder(), more=STEADY) as started:
         yield started
 
 
@@ -56,9 +56,9 @@ def listeners(fleet: BackgroundSupervisor) -> int:
         return int(redis.pubsub_numsub(CANCEL_CHANNEL)[0][1])
 
 
-def cancels_while_it_runs(fleet: BackgroundSupervisor, client: FleetClient) -> None:
-    task = client.submit("test.sleep", {"seconds": 600})
-    eventually(lambda: started_at(fleet, [task.id]))
+def cancels_while_it_runs(client: FleetClient) -> None:
+    task = client.submit("test.until", {"file": "/nowhere/to/be/found"})
+    eventually(lambda: task.status().steps)  # earlier, the claim is on disk and its worker may not know it yet
     client.cancel(task.id)
     view = eventually(lambda: (found := task.status()).is_finished and found)
     assert view.state == "cancelled"
@@ -69,16 +69,19 @@ def test_a_look_every_half_second_and_a_short_wait_for_redis_are_within_a_second
     assert WorkerKnobs().cancel_poll_s + WAIT_S <= 1.0
 
 
-def test_with_redis_at_once_also_when_it_is_back(fleet: BackgroundSupervisor, client: FleetClient) -> None:
+def test_with_redis_at_once_also_when_it_is_back(
+    fleet: BackgroundSupervisor, client: FleetClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hurry, "WAIT_S", 30.0)  # the word has no second way here, so it may take its time
     with own_worker(fleet, 1, **LOOKS_LATER):
         eventually(lambda: listeners(fleet))
         for _ in range(5):
-            cancels_while_it_runs(fleet, client)
+            cancels_while_it_runs(client)
         for how in ("stopped", "hung"):
             strike(fleet, how)
             mend(fleet, how)
             eventually(lambda: listeners(fleet))
-            cancels_while_it_runs(fleet, client)
+            cancels_while_it_runs(client)
 
 
 def test_without_redis_by_the_ledger(fleet: BackgroundSupervisor, client: FleetClient) -> None:
@@ -88,6 +91,6 @@ def test_without_redis_by_the_ledger(fleet: BackgroundSupervisor, client: FleetC
             strike(fleet, how)
             try:
                 for _ in range(3):
-                    cancels_while_it_runs(fleet, client)
+                    cancels_while_it_runs(client)
             finally:
                 mend(fleet, how)

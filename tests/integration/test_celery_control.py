@@ -15,6 +15,9 @@ from tests.integration.fleets import StartFleet
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
+NEVER = "/nowhere/to/be/found"
+"""A run that waits for it has begun once its step is seen: a word to its worker comes to the run from then on."""
+
 
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
@@ -34,7 +37,7 @@ def celery(fleet: BackgroundSupervisor) -> Iterator[Celery]:
 @pytest.fixture
 def busy(client: FleetClient) -> Iterator[SubmittedTask]:
     """A run in the only slot."""
-    task = client.submit("test.sleep", {"seconds": 60})
+    task = client.submit("test.sleep", {"seconds": 600})
     eventually(lambda: task.status().state == "running")
     yield task
     if task.status().state == "running":
@@ -101,8 +104,8 @@ def test_a_message_of_any_celery_client_is_revoked_before_or_after_it_has_come(
 def test_a_run_that_came_straight_from_the_ledger_is_terminated_like_any_other(
     celery: Celery, client: FleetClient, word: str
 ) -> None:
-    task = client.submit("test.sleep", {"seconds": 60}, delay_s=0.2)
-    eventually(lambda: task.status().state == "running")
+    task = client.submit("test.until", {"file": NEVER}, delay_s=0.2)
+    eventually(lambda: task.status().steps)
     if word == "revoke":
         celery.control.revoke(str(task.id), terminate=True)
     else:
@@ -112,8 +115,8 @@ def test_a_run_that_came_straight_from_the_ledger_is_terminated_like_any_other(
 
 
 def test_a_task_that_was_terminated_runs_again_when_it_is_replayed(celery: Celery, client: FleetClient) -> None:
-    task = client.submit("test.sleep", {"seconds": 60})
-    eventually(lambda: task.status().state == "running")
+    task = client.submit("test.until", {"file": NEVER})
+    eventually(lambda: task.status().steps)
     celery.control.revoke(str(task.id), terminate=True)
     with pytest.raises(TaskFailed, match="revoked by an operator"):
         task.result(30)
