@@ -192,10 +192,15 @@ def fails_first(diary: str, failures: int, wait_s: float) -> int:
 
 
 @agent("test.family")
-async def family(run: Run, count: int, diary: str, step_s: float = 0.0, fail: int = -1, steps: int = 2) -> list[Any]:
-    """Leave the work to children and gather what they bring."""
+async def family(
+    run: Run, count: int, diary: str, step_s: float = 0.0, fail: int = -1, steps: int = 2, until: str = ""
+) -> list[Any]:
+    """Leave the work to children and gather what they bring; the first one waits for a file, if it is named."""
+    share = {"count": steps, "step_s": step_s, "diary": diary}
     started = [
-        await run.spawn("test.kid", {"number": n, "count": steps, "step_s": step_s, "diary": diary, "fail": n == fail})
+        await run.spawn(
+            "test.kid", {"number": n, **share, "fail": n == fail, "until": until if n == 0 else ""}, max_attempts=20
+        )
         for n in range(count)
     ]
     ended = await run.gather(started, return_exceptions=fail == -2)
@@ -204,10 +209,12 @@ async def family(run: Run, count: int, diary: str, step_s: float = 0.0, fail: in
 
 
 @agent("test.kid")
-async def kid(run: Run, number: int, count: int, step_s: float, diary: str, fail: bool = False) -> int:
+async def kid(run: Run, number: int, count: int, step_s: float, diary: str, fail: bool = False, until: str = "") -> int:
     """Do a child's share, in steps."""
     for _ in range(count):
         await run.step("share", slow, number, step_s, diary)
+    if until:
+        await run.step("until", exists, until)
     if fail:
         raise RuntimeError(f"kid {number} has had enough")
     return number * 10
@@ -242,11 +249,18 @@ async def stubborn(run: Run, diary: str) -> str:
 
 
 @agent("test.large")
-async def large(run: Run, size: int, crash_s: float, diary: str) -> int:
-    """Keep a large result, and take the time to be killed after it."""
+async def large(run: Run, size: int, diary: str, crash_s: float = 0.0, until: str = "") -> int:
+    """Keep a large result, and take the time to be killed after it: some seconds, or until a file exists."""
     text = await run.step("large", made_large, size, diary)
-    await run.step("slow", slow, 2, crash_s, diary)
+    await run.step("slow", slow_until, until, crash_s, diary)
     return len(text)
+
+
+async def slow_until(until: str, step_s: float, diary: str) -> int:
+    """Wait for both, then say so."""
+    if until:
+        await exists(until)
+    return await slow(2, step_s, diary)
 
 
 def made_large(size: int, diary: str) -> str:

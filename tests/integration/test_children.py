@@ -42,10 +42,12 @@ def written(diary: Path) -> Counter[int]:
 def test_a_parent_gathers_what_fifty_children_bring_and_holds_no_slot_meanwhile(
     fleet: BackgroundSupervisor, client: FleetClient, diary: Path
 ) -> None:
-    task = client.submit("test.family", {"count": 50, "diary": str(diary), "step_s": 0.6}, tenant="acme")
+    gate = diary.with_name("gate")
+    task = client.submit("test.family", {"count": 50, "diary": str(diary), "until": str(gate)}, tenant="acme")
     waiting = eventually(lambda: (found := task.status()).state == "waiting" and found)
     assert waiting.waiting_for["kind"] == "children"
     assert len(waiting.waiting_for["ids"]) == 50
+    gate.touch()
     assert task.result(60) == [number * 10 for number in range(50)]
     view = task.status()
     assert (view.attempt, view.repeated_steps, view.in_doubt_steps) == (1, 0, 0)
@@ -62,8 +64,10 @@ def test_a_parent_goes_on_with_its_last_child_though_no_keeper_looks(
 ) -> None:
     fleet.stop("keeper")
     try:
-        task = client.submit("test.family", {"count": 3, "diary": str(diary), "steps": 1, "step_s": 3.0})
+        gate = diary.with_name("gate")
+        task = client.submit("test.family", {"count": 3, "diary": str(diary), "steps": 1, "until": str(gate)})
         eventually(lambda: task.status().state == "waiting")
+        gate.touch()
         assert task.result(60) == [0, 10, 20]
     finally:
         fleet.start("keeper")

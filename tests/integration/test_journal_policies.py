@@ -74,8 +74,8 @@ def test_a_parked_task_goes_on_by_itself_when_the_change_is_taken_back(client: F
 def test_a_large_result_is_kept_beside_the_journal_and_comes_back_after_a_crash(
     fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
 ) -> None:
-    diary = diaries / "diary"
-    task = client.submit("test.large", {"size": 300_000, "crash_s": 3.0, "diary": str(diary)})
+    diary, gate = diaries / "diary", diaries / "gate"
+    task = client.submit("test.large", {"size": 300_000, "diary": str(diary), "until": str(gate)})
     eventually(lambda: len(task.status().steps) == 2)
     with psycopg.connect(fleet.db_url.replace("+psycopg", "")) as connection:
         query = """SELECT s.in_blob, s.result, length(b.data::text) FROM steps s
@@ -84,6 +84,7 @@ def test_a_large_result_is_kept_beside_the_journal_and_comes_back_after_a_crash(
     assert (in_blob, result) == (True, None)
     assert length > 300_000
     fleet.kill("worker-1", signal.SIGKILL)
+    gate.touch()
     assert task.result(60) == 300_000
     view = task.status()
     assert diary.read_text().split() == ["1", "2"], "made once, and the slow step was cut before it had written"
@@ -95,10 +96,12 @@ def test_a_call_that_nobody_saw_end_is_told_on_the_task_and_in_its_report(
     fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
 ) -> None:
     eventually(lambda: fleet.status("worker-1") == "ready")
-    task = client.submit("test.steps", {"count": 2, "step_s": 2.0, "diary": str(diaries / "diary")})
+    gate = diaries / "gate"
+    task = client.submit("test.until", {"file": str(gate)})
     eventually(lambda: task.status().steps)
     fleet.kill("worker-1", signal.SIGKILL)
-    assert task.result(60) == [0, 1]
+    gate.touch()
+    assert task.result(60) is True
     view = task.status()
     assert (view.in_doubt_steps, view.repeated_steps) == (1, 0)
     assert (view.report or {})["in_doubt"] == 1
