@@ -6,7 +6,7 @@ import pytest
 
 from shared.client import FleetClient
 from shared.errors import ResultPending
-from tests.integration.fleets import QUICK, StartFleet
+from tests.integration.fleets import STEADY, StartFleet
 from tests.integration.live import eventually
 from tests.integration.worker_of import own_worker
 from workers.ops.background import BackgroundSupervisor
@@ -19,7 +19,7 @@ NOTHING = {"count": 0, "url": ""}
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
     keeper = {"FLEET_KEEPER_PARK_AFTER_S": str(GONE_S), "FLEET_KEEPER_PARK_S": "0.5", "FLEET_KEEPER_UNPARK_S": "0.5"}
-    with start_fleet(1, more={**QUICK, **keeper}) as started:
+    with start_fleet(1, more={**STEADY, **keeper}) as started:
         yield started
 
 

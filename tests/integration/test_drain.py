@@ -10,7 +10,7 @@ import pytest
 from shared.client import FleetClient
 from shared.errors import TaskFailed
 from shared.ledger.knobs import LedgerKnobs
-from tests.integration.fleets import QUICK, WAITING, StartFleet
+from tests.integration.fleets import STEADY, WAITING, StartFleet
 from tests.integration.live import eventually
 from tests.integration.load import start_steps
 from tests.integration.test_worker_death import running_on
@@ -25,7 +25,9 @@ HEARTBEAT_S = 2
 
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
-    more = {**QUICK, **WAITING, "FLEET_WORKER_DRAIN_S": "0.5", "FLEET_WORKER_CUT_S": "3"}
+    """Patient: a worker hands back within a heartbeat's time, and calls of less than a second are not to be cut."""
+    patience = {"FLEET_LEDGER_HEARTBEAT_S": "5", "FLEET_WORKER_CUT_S": "8"}
+    more = {**WAITING, **STEADY, **patience, "FLEET_WORKER_DRAIN_S": "0.5"}
     with start_fleet(2, more=more) as started:
         yield started
 
