@@ -16,7 +16,9 @@ from workers.ops.background import BackgroundSupervisor
 
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet) -> Iterator[BackgroundSupervisor]:
+    """Once Flower hears of events: it answers sooner, and what is told until then it never shows."""
     with start_fleet(1, with_flower=True) as started:
+        eventually(lambda: "worker-1@" in page(started, "/workers"), within_s=60)
         yield started
 
 
@@ -24,7 +26,7 @@ def page(fleet: BackgroundSupervisor, path: str) -> str:
     """What a browser gets; empty while the page does not exist."""
     (spec,) = (spec for spec in fleet.topology.specs if spec.name == "flower")
     try:
-        with urllib.request.urlopen(f"{spec.url}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{spec.url}{path}", timeout=60) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         with error:
