@@ -40,6 +40,8 @@ WAITING = {
     "FLEET_LEDGER_DEAD_AFTER_S": "5",
 }
 """Waits of seconds instead of many; patience enough that a busy machine does not look like a dead worker."""
+UNHURRIED = {"FLEET_VECTORS_TIMEOUT_S": "10", "FLEET_MEMORY_TIMEOUT_S": "10"}
+"""However busy the machine is, no answer comes without its notes, or leaves the cache of its session behind."""
 LATER_S = 60.0
 HANDED_BACK_ONLY = {"FLEET_LEDGER_LOST_AFTER_S": str(2 * LATER_S), "FLEET_LEDGER_REDISPATCH_S": str(2 * LATER_S)}
 """Nobody finds in less than `LATER_S` what was handed back without a message: what goes on sooner had one."""

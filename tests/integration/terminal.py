@@ -36,7 +36,7 @@ def fleet(
     else:
         done = subprocess.run(
             [sys.executable, "-m", "workers.ops.main", *words], cwd=here, env=environment, input=stdin,
-            capture_output=True, text=True, timeout=180, check=False,
+            capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
     assert "Traceback" not in done.stdout + done.stderr
     return done

@@ -80,7 +80,7 @@ def test_while_the_broker_is_away_tasks_are_accepted_and_started_and_afterwards_
         eventually(lambda: len(stream.sent) > 5)
         fault.strike(fleet)
         struck_at = time.time()
-        eventually(lambda: len(started_at(fleet, [one.id for one in stream.since(struck_at)])) >= STARTED)
+        eventually(lambda: len(started_at(fleet, [one.id for one in stream.since(struck_at)])) >= STARTED, within_s=120)
         during = stream.since(struck_at)
         fault.mend(fleet)
         mended_at = time.time()

@@ -99,7 +99,7 @@ def test_a_run_that_asks_the_model_is_cancelled_and_the_request_is_aborted_and_b
 def test_what_a_cut_off_question_has_cost_is_told_among_the_dead_letters(
     fleet: BackgroundSupervisor, client: FleetClient
 ) -> None:
-    task = client.submit("test.ask", {"text": "a" * 400}, deadline_s=1.5)
+    task = client.submit("test.ask", {"text": "a" * 400}, deadline_s=8)  # it has to be asking by then
     eventually(lambda: task.status().is_finished)
     letter = fleet_json("dead", "show", str(task.id), env=fleet.env)
     assert letter["error"]["code"] == "deadline_spent"

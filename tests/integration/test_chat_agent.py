@@ -13,7 +13,7 @@ from redis import Redis
 
 from shared.client import FleetClient, SubmittedTask
 from tests.fakes.chat_server import ChatServer
-from tests.integration.fleets import StartFleet, client_of
+from tests.integration.fleets import UNHURRIED, StartFleet, client_of
 from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
@@ -35,7 +35,7 @@ def model() -> Iterator[ChatServer]:
 
 @pytest.fixture(scope="module")
 def fleet(start_fleet: StartFleet, model: ChatServer) -> Iterator[BackgroundSupervisor]:
-    with start_fleet(1, more={"FLEET_LLM_BASE_URL": model.base_url}, with_vectors=True) as started:
+    with start_fleet(1, more={"FLEET_LLM_BASE_URL": model.base_url, **UNHURRIED}, with_vectors=True) as started:
         yield started
 
 

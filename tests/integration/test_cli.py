@@ -11,6 +11,7 @@ import pytest
 
 from shared.broker.knobs import BrokerKnobs
 from shared.broker.publisher import Publisher
+from tests.integration.fleets import UNHURRIED
 from tests.integration.live import eventually, users_of
 from tests.integration.terminal import fleet, fleet_json, refusal
 from workers.ops.surroundings import ROOT
@@ -32,7 +33,7 @@ class Started:
 @pytest.fixture(scope="module")
 def started(run_folder: Callable[[], Path]) -> Iterator[Started]:
     folder = run_folder().parent
-    up = fleet("up", "--profile", "embedded", "--workers", "2", here=folder)
+    up = fleet("up", "--profile", "embedded", "--workers", "2", here=folder, env=UNHURRIED)
     assert up.returncode == 0, up.stderr
     yield Started(folder, up.stdout)
     assert fleet("down", here=folder).returncode == 0
@@ -85,7 +86,8 @@ def test_messages_that_nobody_can_read_are_recorded_on_the_embedded_broker_too(h
 
 def test_a_submitted_task_is_waited_for_and_shown_with_its_steps(here: Path) -> None:
     seen = fleet_json("submit", "chat", "message=Hello", "max_tokens=4", "--session", "s", "--wait", here=here)
-    assert (seen["state"], seen["accepted_by"], seen["attempt"]) == ("succeeded", "ledger", 1)
+    assert (seen["state"], seen["attempt"]) == ("succeeded", 1)
+    assert seen["accepted_by"] in ("ledger", "broker"), "whoever was quicker"
     assert seen["output"]["level"] == "L0"
     assert seen["report"]["output_tokens"] <= 4
     assert [step["name"] for step in seen["steps"]] == ["recall", "retrieve", "chat", "remember"]
@@ -163,7 +165,7 @@ def test_machines_get_a_refusal_as_one_object(here: Path) -> None:
 
 
 def test_a_result_that_is_not_ready_in_time_is_exit_code_3(here: Path) -> None:
-    words = ("submit", "chat", "message=Hello", "max_tokens=60", "--wait", "--timeout-s", "0", "--json")
+    words = ("submit", "chat", "message=Hello", "max_tokens=4", "--at", "5s", "--wait", "--timeout-s", "0", "--json")
     error = json.loads(refusal(fleet(*words, at=here), code=3))["error"]
     assert error["code"] == "result_pending"
     assert fleet_json("result", error["context"]["task_id"], at=here)["state"] == "succeeded"
@@ -192,7 +194,7 @@ def test_a_task_that_starts_later_is_seen_waiting_and_cancelled_at_once(here: Pa
 
 def test_a_running_task_is_cancelled_and_what_is_left_is_sound(here: Path) -> None:
     accepted = fleet_json("submit", "chat", "message=Tell me a long story", "max_tokens=2000", at=here)["id"]
-    assert fleet_json("cancel", accepted, at=here)["state"] == "cancelled"
+    assert fleet_json("cancel", accepted, "--timeout-s", "60", at=here)["state"] == "cancelled"
     verdict = fleet_json("verify", at=here)
     assert verdict["holds"] is True, verdict
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.fleets import UNHURRIED
 from tests.integration.live import eventually
 from workers.ops.run_dir import RunDir
 from workers.ops.surroundings import ROOT
@@ -18,6 +19,7 @@ from workers.ops.surroundings import ROOT
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("FLEET_")},
     "PYTHONPATH": str(ROOT),
+    **UNHURRIED,
 }
 
 
@@ -60,7 +62,7 @@ def statuses(folder: Path) -> dict[str, str]:
 
 def test_demo_answers_loses_a_worker_and_repeats_no_completed_step(here: Path) -> None:
     demo = start_demo("--json", here=here)
-    said, complaints = demo.communicate(timeout=240)
+    said, complaints = demo.communicate(timeout=600)
     assert (demo.returncode, complaints) == (0, "")
     story = json.loads(said)
     assert "a task accepted once is finished once" in story["answer"]
@@ -90,7 +92,7 @@ def test_an_interrupted_demo_stops_everything_and_says_so(
     demo = start_demo(here=here)
     eventually(lambda: is_time(statuses(here)), within_s=120)
     demo.send_signal(signum)
-    said, complaints = demo.communicate(timeout=60)
+    said, complaints = demo.communicate(timeout=300)
     assert demo.returncode == 130
     assert said.startswith("\nA private fleet on this machine\n")
     assert complaints == "Interrupted: everything that had been started is stopped.\n"
@@ -98,7 +100,7 @@ def test_an_interrupted_demo_stops_everything_and_says_so(
 
 def test_a_demo_that_fails_says_why_and_stops_everything(here: Path) -> None:
     demo = start_demo(here=here, env={"FLEET_LLM_BASE_URL": "http://127.0.0.1:1/v1"})
-    said, complaints = demo.communicate(timeout=180)
+    said, complaints = demo.communicate(timeout=600)
     assert demo.returncode == 1
     assert "A question" in said
     assert complaints.startswith("Error: No model answered: ")
