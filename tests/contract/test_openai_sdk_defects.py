@@ -21,7 +21,7 @@ from tests.fakes.chat_server import ChatServer, Fault, completion, drips, http, 
 from tests.fakes.odd_provider import COMMENT, chunk, event, streams, told
 
 KEY = "sk-very-secret-0123456789"
-TIMEOUT_S = 0.3
+TIMEOUT_S = 1.5
 Ask = Callable[[bool], Awaitable[Any]]
 
 
@@ -82,13 +82,13 @@ async def times_out(ask: Ask, *, streamed: bool) -> None:
 
 @alone("timeouts are per socket operation: a body that drips never times out")
 async def test_a_dribbled_body_ends_on_time(ask: Ask, server: ChatServer) -> None:
-    server.script.append(drips(http(200, b'{"id": "' + b" " * 60), every_s=0.02))
+    server.script.append(drips(http(200, b'{"id": "' + b" " * 60), every_s=0.05))
     await times_out(ask, streamed=False)
 
 
 @alone("keep-alive comments count as an answer")
 async def test_a_stream_of_comments_ends_on_time(ask: Ask, server: ChatServer) -> None:
-    server.script.append(streams([COMMENT] * 60 + told("late"), every_s=0.02))
+    server.script.append(streams([COMMENT] * 60 + told("late"), every_s=0.05))
     await times_out(ask, streamed=True)
 
 
