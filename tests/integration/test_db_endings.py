@@ -21,13 +21,13 @@ from shared.db.tokens import CausalToken, carrying
 from shared.errors import DatabaseUnavailable, PrimaryLost, ReadOnlyUnit
 from shared.telemetry import db_metrics as metrics
 from tests.integration.nodes import ask
-from tests.integration.trio import FIRST, PRIMARY, door_to, node_name, router_of, standing_of, trio, url_of
+from tests.integration.trio import FIRST, PATIENT_S, PRIMARY, door_to, node_name, router_of, standing_of, trio, url_of
 from workers.ops.background import BackgroundSupervisor
 
 __all__ = ["trio"]
 PID = text("SELECT pg_backend_pid()")
-AT_ONCE_S = 4.0
-"""Far less than psycopg waits for a frozen server by itself (10 s), far more than is needed here."""
+AT_ONCE_S = 8.0
+"""Less than psycopg waits for a frozen server by itself (10 s), far more than is needed here."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ async def any_door(table: BackgroundSupervisor, request: pytest.FixtureRequest) 
         async with door_to(table) as database:
             yield database
         return
-    database = Database(DbKnobs(url=url_of(table, PRIMARY), answer_timeout_s=1.0), application_name="single")
+    database = Database(DbKnobs(url=url_of(table, PRIMARY), answer_timeout_s=PATIENT_S), application_name="single")
     yield database
     await database.close()
 
@@ -79,13 +79,12 @@ async def test_the_callers_own_mistakes_pass_unchanged(any_door: Database, mista
 
 @pytest.mark.parametrize("where", ["in a statement", "elsewhere"])
 async def test_a_unit_on_a_frozen_server_ends_when_its_caller_says_so(any_door: Database, where: str) -> None:
-    async with any_door.unit() as unit:
-        pid = int(await unit.scalar(PID) or 0)
+    async with any_door.unit() as unit:  # the nodes have been looked at, a connection is there
+        await unit.execute(text("SELECT 1"))
 
     async def work() -> None:
         async with asyncio.timeout(1), any_door.unit() as unit:
-            assert await unit.scalar(PID) == pid
-            until_its_end.enter_context(frozen(pid))
+            until_its_end.enter_context(frozen(int(await unit.scalar(PID) or 0)))
             await (unit.execute(text("SELECT 1")) if where == "in a statement" else asyncio.Event().wait())
 
     with ExitStack() as until_its_end:
@@ -103,7 +102,9 @@ async def test_a_statement_that_its_caller_gives_up_ends_on_the_server_too(any_d
             await unit.execute(text("SELECT pg_sleep(30), 'given up'"))
     async with any_door.unit() as unit:
         busy = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%given up%' AND state = 'active' AND pid <> "
-        assert await unit.scalar(text(f"{busy} pg_backend_pid()")) == 0
+        async with asyncio.timeout(10):  # its own limit is 15 s
+            while await unit.scalar(text(f"{busy} pg_backend_pid()")):
+                await asyncio.sleep(0.02)
 
 
 async def test_who_is_cancelled_while_a_connection_is_opened_is_cancelled_and_nothing_else(

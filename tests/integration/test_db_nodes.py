@@ -1,6 +1,7 @@
 """What three real nodes with the fleet's tables are told and asked: heartbeats, reads, status, and no more."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from shared.db.database import Database
 from shared.db.facts import Facts
 from shared.db.knobs import DbKnobs
 from shared.db.pools import process_name
-from shared.db.status import database_status
+from shared.db.status import NodeStatus, database_status
 from shared.db.tokens import CausalToken, carrying
 from shared.ledger.roster import enlist
 from tests.integration.live import eventually
@@ -30,6 +31,7 @@ from tests.integration.trio import (
     NODES,
     PRIMARY,
     SECOND,
+    admitted,
     door_to,
     migrate,
     node_name,
@@ -59,7 +61,7 @@ def has_tables(servers: BackgroundSupervisor, node: str) -> bool:
 @pytest_asyncio.fixture
 async def database(tables: BackgroundSupervisor) -> AsyncIterator[Database]:
     async with door_to(tables) as database:
-        await router_of(database).ready()
+        await admitted(database)
         yield database
 
 
@@ -100,11 +102,13 @@ async def test_a_replica_that_stands_still_grows_older_by_the_heartbeat_alone(
     await until(lambda: facts_of(database, tables, FIRST).beat_s in router.cluster.beats[1:])
     ask(tables, FIRST, "SELECT pg_wal_replay_pause()")
     try:
+        await until(lambda: ask(tables, FIRST, "SELECT pg_get_wal_replay_pause_state()") == [("paused",)])
+        paused_at = time.monotonic()  # a look before may not have seen the last beat that was replayed
+        await until(lambda: facts_of(database, tables, FIRST).seen_at > paused_at)
         stopped = facts_of(database, tables, FIRST)
         await until(lambda: router.cluster.beats[-1] >= (stopped.beat_s or 0) + 2)
-        facts = facts_of(database, tables, FIRST)
         view = replace(router.cluster, flushed=())
-        by_beats = view.lag_s(facts, now=facts.seen_at)
+        by_beats = view.lag_s(facts_of(database, tables, FIRST), now=time.monotonic())
         assert by_beats is not None
         assert by_beats >= 2
     finally:
@@ -126,15 +130,24 @@ async def test_the_status_is_of_all_processes(tables: BackgroundSupervisor, monk
                 await unit.execute(text("SELECT 1"))
                 told = "SELECT coalesce(sum(reads), 0) FROM db_reads"
                 await until(lambda: ask(tables, PRIMARY, told)[0][0] > 0)
+                await admitted(asking)
+                async with asyncio.timeout(30):
+                    while busy_of(await database_status(asking)) != 1:
+                        await asyncio.sleep(0.05)  # the reader's looks at the primary are statements as well
                 first, *others = await database_status(asking)
         assert (first.role, first.timeline, first.lag_s, first.admitted) == ("primary", 1, 0.0, False)
         assert [(one.role, one.admitted) for one in others] == [("replica", True)] * 2
-        assert first.connections is not None
-        assert first.connections["fleet-worker"].busy == 1
         assert sum(one.share_of_reads or 0 for one in (first, *others)) == pytest.approx(1)
     finally:
         await reading.close()
         await asking.close()
+
+
+def busy_of(nodes: list[NodeStatus]) -> int:
+    """How many of the readers' connections to the primary are inside a statement or a transaction."""
+    connections = nodes[0].connections
+    assert connections is not None
+    return connections["fleet-worker"].busy
 
 
 async def test_the_status_of_a_single_node_knows_its_timeline(tables: BackgroundSupervisor) -> None:
@@ -166,6 +179,7 @@ async def test_the_nodes_of_a_file_are_the_nodes(tables: BackgroundSupervisor, t
         with carrying(None):
             async with database.unit() as unit:
                 assert await unit.scalar(text("SELECT current_setting('port')::int")) == ports[PRIMARY]
+            await admitted(database)
             async with database.unit(mode="ro", consistency="eventual") as unit:
                 assert await unit.scalar(text("SELECT pg_is_in_recovery()")) is True
         assert router_of(database).nodes[f"127.0.0.1:{ports[SECOND]}"].reader.size == 2

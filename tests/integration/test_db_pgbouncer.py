@@ -24,7 +24,7 @@ from shared.ledger.rows import accept_statement
 from tests.integration.by_hand import ByHand
 from tests.integration.live import eventually
 from tests.integration.nodes import ask, dsn, group_of
-from tests.integration.trio import FIRST, PRIMARY, migrate, trio, url_of
+from tests.integration.trio import FIRST, PATIENT_S, PRIMARY, migrate, trio, url_of
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.ports import free_port
 
@@ -68,7 +68,7 @@ def pooler(servers: BackgroundSupervisor, node: str, folder: Path) -> Iterator[s
     file.chmod(0o644)
     process = subprocess.Popen([*servers.around.privileges.prefix, binary, "-q", str(file)], cwd=folder)
     try:
-        eventually(lambda: is_up(port), within_s=10)
+        eventually(lambda: is_up(port))
         yield f"postgresql+psycopg://fleet@127.0.0.1:{port}/fleet"
     finally:
         process.terminate()
@@ -89,7 +89,7 @@ async def door(servers: BackgroundSupervisor, poolers: Urls, *nodes: str) -> Asy
     urls = [poolers[node] for node in nodes]
     knobs = DbKnobs(
         url=urls[0], replicas=",".join(urls[1:]), pooler="pgbouncer", direct_url=direct, look_every_s=0.05,
-        answer_timeout_s=1.0,
+        answer_timeout_s=PATIENT_S,
     )  # fmt: skip
     database = Database(knobs, application_name="pooled")
     with carrying(None):
@@ -136,7 +136,7 @@ async def test_units_write_and_read_and_nothing_of_a_reading_one_stays_behind(
 
 async def test_reads_on_a_replica_are_causal_and_read_only(database: Database) -> None:
     went = set()
-    for number in range(30):
+    for number in range(900):
         async with database.unit() as unit:
             await unit.execute(text("INSERT INTO kept VALUES (:id)"), {"id": number})
         async with database.unit(mode="ro", consistency="causal") as read:
@@ -144,6 +144,8 @@ async def test_reads_on_a_replica_are_causal_and_read_only(database: Database) -
             link: Any = (await (await read.connection()).get_raw_connection()).driver_connection
             assert link.read_only, "it begins its transactions so: the server may be promoted meanwhile"
             went.add(await read.scalar(text("SELECT pg_is_in_recovery()")))
+        if number >= 30 and True in went:
+            break
     assert True in went
 
 

@@ -17,7 +17,7 @@ from shared.db.sessions import ReadSession
 from shared.errors import ReadOnlyUnit
 from tests.integration.live import eventually
 from tests.integration.nodes import ask
-from tests.integration.trio import FIRST, PRIMARY, SECOND, door_to, node_name, trio
+from tests.integration.trio import FIRST, PRIMARY, SECOND, admitted, door_to, node_name, trio
 from workers.ops.background import BackgroundSupervisor
 
 __all__ = ["trio"]
@@ -286,6 +286,7 @@ def _has_all(servers: BackgroundSupervisor, replica: str) -> bool:
 @pytest_asyncio.fixture
 async def database(schema: BackgroundSupervisor) -> AsyncIterator[Database]:
     async with door_to(schema) as database:
+        await admitted(database)
         yield database
 
 

@@ -14,7 +14,7 @@ from shared.db.tokens import carrying
 from shared.errors import CommitUnknown, PrimaryLost, ReplicaStale
 from tests.integration.live import eventually
 from tests.integration.nodes import ask
-from tests.integration.trio import FIRST, PRIMARY, trio, url_of
+from tests.integration.trio import FIRST, PRIMARY, admitted, trio, url_of
 from workers.ops.background import BackgroundSupervisor
 
 __all__ = ["trio"]
@@ -113,6 +113,7 @@ async def test_a_commit_whose_wait_for_standbys_was_cancelled_is_unknown_and_no_
     async with door(table, PRIMARY) as database:
         link = await database.direct()
         with setting(table, PRIMARY, "synchronous_standby_names", "nobody"):
+            ask(table, PRIMARY, "CHECKPOINT")  # commits wait once the checkpointer has heard of it: then it has
             releasing = asyncio.create_task(release())
             with pytest.raises(CommitUnknown, match="they may not have it"):
                 await write(11)
@@ -140,6 +141,7 @@ async def test_a_read_that_replay_takes_back_is_stale_and_may_be_tried_at_once(t
     reading = asyncio.Event()
     with setting(table, FIRST, "max_standby_streaming_delay", "0"):
         async with door(table, PRIMARY, FIRST) as database:
+            await admitted(database)
             task = asyncio.create_task(read())
             await reading.wait()
             while not task.done():
