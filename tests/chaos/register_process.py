@@ -116,7 +116,7 @@ async def main(folder: Path, number: int, url: str, replicas: str) -> None:
     """Live, then say how it went."""
     knobs = DbKnobs(
         url=url, replicas=replicas, pool_size=2, statement_timeout_s=3.0, answer_timeout_s=0.5, look_every_s=0.1,
-        return_after_s=0.3,
+        return_after_s=0.3, causal_wait_s=0.5,
     )  # fmt: skip
     database = Database(knobs, application_name="history")
     with (folder / f"{number}.jsonl").open("w") as page:

@@ -41,7 +41,7 @@ def test_the_history_of_eight_processes_is_one_that_an_honest_database_could_hav
     timeline = faults.timeline()
     clients = [_client(servers, tmp_path, number) for number in range(PROCESSES)]
     try:
-        eventually(lambda: len(list(tmp_path.glob("*.token"))) == PROCESSES)
+        eventually(lambda: len(list(tmp_path.glob("*.token"))) == PROCESSES, within_s=180)
         for number in range(ROUNDS):
             time.sleep(QUIET_S * bool(number))
             faults.strike_all()

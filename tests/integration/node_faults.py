@@ -50,14 +50,15 @@ class Faults:
         """A replica receives and replays nothing."""
         replica = self.replicas[0]
         ask(self.servers, replica, "SELECT pg_wal_replay_pause()")
+        eventually(lambda: ask(self.servers, replica, "SELECT pg_get_wal_replay_pause_state()") == [("paused",)])
         time.sleep(LINGER_S)
-        if ask(self.servers, replica, "SELECT pg_get_wal_replay_pause_state()") == [("paused",)]:
-            self.done["pause"] += 1
+        self.done["pause"] += 1
         ask(self.servers, replica, "SELECT pg_wal_replay_resume()")
 
     def cut(self) -> None:
         """A receiver that is stopped: its server goes on calling it streaming."""
-        rows = ask(self.servers, self.replicas[1], "SELECT pid FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+        query = "SELECT pid FROM pg_stat_wal_receiver WHERE status = 'streaming'"
+        rows = eventually(lambda: ask(self.servers, self.replicas[1], query))
         self.done["cut"] += self._stop([pid for (pid,) in rows])
 
     def stop_backend(self) -> None:

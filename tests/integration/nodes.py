@@ -14,10 +14,13 @@ import psycopg
 from workers.ops.background import BackgroundSupervisor
 from workers.ops.opening import open_site
 from workers.ops.replication.group import Group
+from workers.ops.replication.knobs import FailoverKnobs
 from workers.ops.surroundings import ROOT
 from workers.ops.topology import build, servers_only
 
 AWAY = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)
+PATIENT = FailoverKnobs(polite_s=30.0, catch_up_s=30.0)
+"""A node that is well does what it is asked for, however long that takes on a busy machine."""
 LISTED: dict[str, Any] = {"connect_timeout": 2, "application_name": "test"}
 
 
@@ -30,7 +33,8 @@ def nodes_in(folder: Path, *, replicas: int = 2, synchronous: bool = False) -> I
         topology = build(wish, around=around)
         assert topology.group
         names = {node.name for node in topology.group.nodes}
-        alone = replace(topology, specs=tuple(spec for spec in topology.specs if spec.name in names))
+        specs = tuple(spec for spec in topology.specs if spec.name in names)
+        alone = replace(topology, specs=specs, group=replace(topology.group, knobs=PATIENT))
         with BackgroundSupervisor(around, alone) as servers:
             servers.up()
             yield servers

@@ -105,7 +105,7 @@ def test_indexes_are_built_beside_those_who_write_however_long_it_takes_and_one_
         old.execute("LOCK TABLE tasks IN ROW EXCLUSIVE MODE")  # as every writer does
         first = alembic("upgrade", "head", **env)
         with psycopg.connect(database.dsn, autocommit=True) as look:
-            eventually(lambda: look.execute(waits, ["CREATE INDEX CONCURRENTLY%"]).fetchone())
+            eventually(lambda: look.execute(waits, ["CREATE INDEX CONCURRENTLY%"]).fetchone(), within_s=120)
         second = alembic("upgrade", "head", **env)
         assert second.stderr is not None
         assert "another migration is under way" in second.stderr.readline()
