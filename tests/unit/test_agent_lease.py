@@ -35,9 +35,13 @@ class Ledger:
     def __init__(self) -> None:
         self.answer: bool | Exception = True
         self.refuses = False
+        self.is_back: Callable[[], None] | None = None
         self.beats = 0
 
     async def is_absent(self, *, within_s: float) -> bool:
+        if self.is_back is not None:
+            self.refuses = False
+            self.is_back()
         return self.refuses
 
     async def beat(self, _: Any, worker: UUID, *, is_draining: bool) -> bool:
@@ -127,4 +131,28 @@ async def test_it_waits_while_the_ledger_refuses_connections_and_goes_on_when_it
     world.ledger.answer = True
     await world.settle(call.done)
     assert world.fences == []
+    keeping.cancel()
+
+
+async def test_it_asks_once_more_when_the_ledger_came_back_right_after_a_heartbeat_that_it_refused(
+    world: World,
+) -> None:
+    world.ledger.answer, world.ledger.refuses = DatabaseUnavailable("connection refused"), True
+    call, keeping = await stood_still(world)
+    await world.settle(lambda: world.ledger.beats > 3)
+    world.ledger.is_back = lambda: setattr(world.ledger, "answer", True)
+    await world.settle(lambda: call.done() or bool(world.fences))
+    assert world.fences == []
+    keeping.cancel()
+
+
+async def test_it_fences_itself_when_the_ledger_came_back_and_is_silent(world: World) -> None:
+    world.ledger.answer, world.ledger.refuses = DatabaseUnavailable("connection refused"), True
+    call, keeping = await stood_still(world)
+    await world.settle(lambda: world.ledger.beats > 3)
+    asked, world.ledger.refuses = world.ledger.beats, False
+    await world.settle(lambda: bool(world.fences))
+    assert world.ledger.beats <= asked + 2
+    assert not call.done()
+    call.cancel()
     keeping.cancel()

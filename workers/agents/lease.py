@@ -146,6 +146,10 @@ class Lease:
         if self.left_s() > 0 or not self._has_runs():
             return
         if not await self._database.is_absent(within_s=AGAIN_S):
+            if self._is_stretched:  # it has come back since: one heartbeat, at once, tells whether the place is ours
+                self._is_stretched = False
+                self._asked.set()
+                return
             await self._start_over(f"no heartbeat written for {age_s:.0f} s")
         elif not self._is_stretched:
             self._is_stretched = True
