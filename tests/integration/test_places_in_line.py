@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from shared.client import FleetClient
 from shared.errors import ResultPending, TooLarge
+from shared.ledger import intake
 from shared.ledger.knobs import LedgerKnobs
 from tests.integration.by_hand import ByHand
 from tests.integration.fleets import client_of
@@ -20,6 +21,13 @@ from workers.ops.background import BackgroundSupervisor
 @pytest.fixture
 def ledger_knobs() -> LedgerKnobs:
     return LedgerKnobs(fair_window=5, input_max_bytes=1000)
+
+
+@pytest.fixture(autouse=True)
+def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL is there, however busy its disk is, and who is crowded stays so while the test lasts."""
+    monkeypatch.setattr(intake, "LEDGER_WAIT_S", 30.0)
+    monkeypatch.setattr(intake, "CROWDED_FOR_S", 3600.0)
 
 
 async def submitted(producer: FleetClient, **how: Any) -> UUID:

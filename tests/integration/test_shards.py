@@ -12,6 +12,7 @@ from sqlalchemy import insert, select, text
 
 from shared.client import FleetClient
 from shared.contracts import FleetHeader, TaskMessage, bucket_in, bucket_of, keyed_task_id, with_bucket
+from shared.db import shards as shards_room
 from shared.db.link import Link
 from shared.db.tables import messages
 from shared.errors import BadInput, CrossShard, ShardMoved, UnknownTask, WrongState
@@ -20,6 +21,7 @@ from shared.ledger.moving import Done, move_bucket
 from shared.ledger.strays import take_home
 from tests.integration.by_hand import by_hand
 from tests.integration.clusters import MAIN, SECOND, Clusters, clusters_in, producer_to, shards_of
+from tests.integration.live import eventually
 from workers.ops.background import BackgroundSupervisor
 
 SESSION = "s-1"
@@ -39,7 +41,9 @@ def clusters(both: Clusters) -> Iterator[Clusters]:
 
 
 @pytest.fixture
-def client(clusters: Clusters) -> Iterator[FleetClient]:
+def client(clusters: Clusters, monkeypatch: pytest.MonkeyPatch) -> Iterator[FleetClient]:
+    """A producer whose map grows old: it reads it anew when it finds that it is wrong, however slow the test is."""
+    monkeypatch.setattr(shards_room, "MAP_FOR_S", 3600.0)
     with producer_to(clusters) as client:
         yield client
 
@@ -356,13 +360,13 @@ def test_a_bucket_moves_back_and_forth_while_many_write_and_nothing_is_lost_or_t
         for to in (SECOND, MAIN, SECOND):
             for bucket in buckets:
                 assert moved(clusters, bucket, to) is not None
+        eventually(lambda: refused[0] and all(len(contents) > 5 for contents in kept.values()))
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     while swept(clusters):
         pass
-    assert refused[0] and all(len(contents) > 5 for contents in kept.values())
     client.close()
     for session in sessions:
         assert said(client, session) == kept[session]

@@ -145,8 +145,12 @@ def test_a_bucket_moves_under_running_tasks_and_every_task_ends_once(twins: Twin
     views = [twins.client.status(task) for task in tasks]
     assert [one.id for one in views if one.repeated_steps or one.in_doubt_steps or len(one.steps) != 1] == []
     mine = {*tasks, waiting.id}
+    eventually(lambda: not strays(twins))  # a message that stayed behind may be read late, and is taken home once more
     assert twins.ids_on(MAIN) & mine == set() and mine <= twins.ids_on(SECOND)
-    assert twins.ids_on(MAIN, "shard_strays", "task_id") | twins.ids_on(SECOND, "shard_strays", "task_id") == set()
+
+
+def strays(twins: Twins) -> set[UUID]:
+    return twins.ids_on(MAIN, "shard_strays", "task_id") | twins.ids_on(SECOND, "shard_strays", "task_id")
 
 
 def test_a_task_away_from_its_session_ends_before_it_asks_a_model(twins: Twins) -> None:
@@ -191,6 +195,7 @@ def test_an_operator_sees_the_shards_moves_a_session_and_its_cache_is_forgotten(
     assert fleet("db", "move-bucket", str(bucket), "--to", SECOND, env=twins.env).stdout.endswith(
         "on second already.\n"
     )
+    eventually(lambda: not strays(twins))
     main, second = fleet_json("db", "shards", env=twins.env)
     assert (main["shard"], second["shard"]) == (MAIN, SECOND)
     assert main["buckets"] + second["buckets"] == 1024 and second["buckets"] >= 1
