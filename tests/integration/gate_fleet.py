@@ -89,9 +89,24 @@ class GateFleet:
         """Probes of each round."""
         return Counter(one["generation"] for one in self.calls(is_probe=True, **wanted))
 
+    def whole_rounds(self, **wanted: Any) -> dict[int, int]:
+        """Probes of each round that met the endpoint away; but for the last one, during which it may have returned."""
+        probes = self.rounds(**wanted)
+        return {number: probes[number] for number in sorted(self.rounds(state="down", **wanted))[:-1]}
+
+    def heal(self) -> None:
+        """The endpoint is back; every worker has called it since, and so has noted all that it did before."""
+        back_at = time.monotonic()
+        self.set("up")
+
+        def callers() -> int:
+            return len({one["pid"] for one in self.calls(is_probe=False, state="up") if one["at"] > back_at})
+
+        within(60.0, lambda: callers() == len(self.processes), "healed, and all workers call")
+
     def begin(self) -> None:
-        """Let all call as soon as all are there."""
-        within(60.0, lambda: len(list(self.folder.glob("*.calls"))) == len(self.processes), "all workers are there")
+        """Let all call as soon as all are there: a dozen that start at once take minutes where others are busy too."""
+        within(240.0, lambda: len(list(self.folder.glob("*.calls"))) == len(self.processes), "all workers are there")
         (self.folder / "go").touch()
 
     def callers(self, **wanted: Any) -> int:

@@ -31,7 +31,7 @@ def test_twelve_processes_go_on_without_redis_and_agree_again_when_it_is_back(
     own_redis: OwnRedis, tmp_path: Path
 ) -> None:
     config = {
-        "redis_url": own_redis.url, "what": "probing", "breaker": BREAKER, "call_s": 0.1, "slots": 1, "store": PATIENT,
+        "redis_url": own_redis.url, "what": "probing", "breaker": BREAKER, "call_s": 0.5, "slots": 1, "store": PATIENT,
     }  # fmt: skip
     with running(tmp_path, config) as fleet:
         fleet.start(12)
@@ -50,10 +50,9 @@ def test_twelve_processes_go_on_without_redis_and_agree_again_when_it_is_back(
         within(60.0, lambda: {one["mode"] for one in fleet.calls()[-12:]} == {"shared"}, "Redis is used again")
         fleet.set("down")
         within(60.0, lambda: len(fleet.rounds(state="down", mode="shared")) >= 3, "rounds of probes")
-        rounds = sorted(fleet.rounds(state="down", mode="shared").items())[:-1]
-        assert {probes for _, probes in rounds} == {3}, rounds
-        fleet.set("up")
-        within(60.0, lambda: fleet.calls()[-1]["is_probe"] is False, "healed")
+        fleet.heal()
+        rounds = fleet.whole_rounds(mode="shared")
+        assert set(rounds.values()) == {3}, rounds
         log = fleet.stop()
     assert 12 <= log.count("resilience.store_away") <= 24, "one line a process and minute, not one a call"
     assert log.count("Traceback") == 0, log
@@ -81,6 +80,7 @@ def test_twelve_processes_overspend_no_budget_though_redis_dies_in_the_middle(
         fleet.start(processes)
         fleet.begin()
         within(60.0, lambda: each * len(fleet.calls()) > limit / 3, "a third is spent")
+        within(60.0, lambda: min(heard_by(fleet, processes)) >= slots, "every process has heard of it")
         own_redis.kill()
         within(60.0, lambda: fleet.callers(mode="alone") == processes, "every process spends alone")
         within(60.0, lambda: time.monotonic() - fleet.calls()[-1]["at"] > 1.5, "every share is spent: nobody calls")
@@ -100,6 +100,12 @@ def test_twelve_processes_overspend_no_budget_though_redis_dies_in_the_middle(
         (purse,) = client.scan_iter("*:purse:*")
         charged = int(client.hget(purse, "t"))
     assert spent <= charged <= spent + in_flight * each, "debts are paid; what was lost unanswered stays charged"
+
+
+def heard_by(fleet: GateFleet, processes: int) -> list[int]:
+    """How many answers of the fleet's each process has had."""
+    found = [len(calls) for calls in by_process(fleet.calls(mode="shared")).values()]
+    return found if len(found) == processes else [0]
 
 
 def by_process(calls: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
@@ -148,7 +154,7 @@ async def test_a_redis_that_hung_is_asked_again_after_a_rest(own_redis: OwnRedis
 
 
 async def test_a_call_admitted_by_redis_and_ended_without_it_teaches_this_process(own_redis: OwnRedis) -> None:
-    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url)), lambda _: RULES)
+    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url, timeout_s=10.0)), lambda _: RULES)
     permits = [await gate.admit("k") for _ in range(5)]
     own_redis.kill()
     with capture_logs() as logs:
@@ -164,7 +170,7 @@ async def test_a_call_admitted_by_redis_and_ended_without_it_teaches_this_proces
 
 async def test_budgets_go_on_from_what_was_last_heard_of_them(own_redis: OwnRedis) -> None:
     run = Budget(level="run", name="r", tokens=1000)
-    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url)), lambda _: RULES)
+    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url, timeout_s=10.0)), lambda _: RULES)
     await (await gate.admit("k", tokens_in=700, budgets=(run,))).settle("ok")
     own_redis.kill()
     permit = await gate.admit("k", tokens_in=50, budgets=(run,))
@@ -176,7 +182,7 @@ async def test_budgets_go_on_from_what_was_last_heard_of_them(own_redis: OwnRedi
 
 
 async def test_a_cancelled_question_keeps_no_place(own_redis: OwnRedis) -> None:
-    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url, timeout_s=2.0)), lambda _: RULES)
+    gate = Gate(open_gate_store(StoreKnobs(redis_url=own_redis.url, timeout_s=10.0)), lambda _: RULES)
     await (await gate.admit("k")).settle("ok")
     for turns in range(60):
         call = asyncio.create_task(gate.admit("k"))
@@ -187,13 +193,14 @@ async def test_a_cancelled_question_keeps_no_place(own_redis: OwnRedis) -> None:
             continue
         with pytest.raises(asyncio.CancelledError):
             await call
-    await asyncio.sleep(0.2)
-    assert (await gate.stats("k")).in_flight == 0
+    async with asyncio.timeout(30):  # a place that was kept would be free after 60 s
+        while (await gate.stats("k")).in_flight:
+            await asyncio.sleep(0.02)
     await gate.aclose()
 
 
 def test_a_breaker_of_threads_goes_on_without_redis(own_redis: OwnRedis) -> None:
-    breaker = FleetBreaker("k", store=open_blocking_store(StoreKnobs(redis_url=own_redis.url)))
+    breaker = FleetBreaker("k", store=open_blocking_store(StoreKnobs(redis_url=own_redis.url, timeout_s=10.0)))
     assert breaker.call(lambda: "here") == "here"
     assert breaker.get_stats()["shared"] is True
     own_redis.kill()
@@ -202,7 +209,7 @@ def test_a_breaker_of_threads_goes_on_without_redis(own_redis: OwnRedis) -> None
 
 
 def test_two_breakers_of_threads_share_what_they_know(own_redis: OwnRedis) -> None:
-    knobs = StoreKnobs(redis_url=own_redis.url, timeout_s=2.0)
+    knobs = StoreKnobs(redis_url=own_redis.url, timeout_s=10.0)
     ours, theirs = (FleetBreaker("k", store=open_blocking_store(knobs)) for _ in range(2))
 
     def fails() -> None:
