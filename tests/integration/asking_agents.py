@@ -19,16 +19,22 @@ async def on(run: Run, number: int, until: str) -> int:
     return asked
 
 
+async def works(until: str) -> None:
+    """Until a file is there."""
+    while not is_there(until):
+        await asyncio.sleep(0.05)
+
+
 def is_there(path: str) -> bool:
     """Whether there is such a file."""
     return Path(path).exists()
 
 
 @agent("ask.twice")
-async def twice(run: Run, number: int, hold_s: float) -> list[str]:
-    """A question, some work, another question."""
+async def twice(run: Run, number: int, until: str) -> list[str]:
+    """A question, some work until a file is there, another question."""
     first = await run.chat(f"first of {number}")
-    await run.step("work", asyncio.sleep, hold_s)
+    await run.step("work", works, until)
     second = await run.chat(f"second of {number}")
     return [first.text, second.text]
 

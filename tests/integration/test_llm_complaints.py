@@ -52,8 +52,9 @@ _numbers = count()
 
 
 def knobs(base_url: str, *, streamed: bool = True, **limits: Any) -> LLMKnobs:
-    quick: dict[str, Any] = {"first_token_timeout_s": 0.4, "idle_timeout_s": 0.3, "total_timeout_s": 3.0}
-    return LLMKnobs(base_url=base_url, stream_answers=streamed, **{**quick, **limits})
+    """Limits that an endpoint which answers keeps on a busy machine; a test that waits for one has it shorter."""
+    patient: dict[str, Any] = {"first_token_timeout_s": 20.0, "idle_timeout_s": 2.0, "total_timeout_s": 60.0}
+    return LLMKnobs(base_url=base_url, stream_answers=streamed, **{**patient, **limits})
 
 
 def question(timeout_s: float | None = None) -> ChatRequest:
@@ -126,12 +127,12 @@ async def test_complaint_03_a_429_in_the_middle_of_a_stream_is_a_wait_and_no_loo
     server: ChatServer, opened: Open
 ) -> None:
     server.script.append(streams([*HALF, event({"error": {"code": 429, "message": "slow down"}}), DONE]))
-    chat, cpu_s = opened(server.base_url), time.process_time()
-    outcome = await outcome_of(chat)
-    await asyncio.sleep(0.3)
+    outcome = await outcome_of(opened(server.base_url))
+    cpu_s = time.thread_time()
+    await asyncio.sleep(0.5)
     assert (outcome.kind, outcome.learn, outcome.slows) == ("rate_limited", "neutral", True)
     assert len(server.requests) == 1
-    assert time.process_time() - cpu_s < 0.25
+    assert time.thread_time() - cpu_s < 0.4, "nothing goes round in this loop"
 
 
 async def test_complaint_04_overloaded_in_a_stream_is_a_failure_of_the_endpoint(
@@ -199,7 +200,7 @@ async def test_complaint_12_half_an_answer_is_never_a_clean_200(
 
 async def test_complaint_13_the_wait_for_headers_is_under_the_limit_too(server: ChatServer, opened: Open) -> None:
     server.script += [stays_silent(), dribbles_headers(every_s=0.01)]
-    chat = opened(server.base_url)
+    chat = opened(server.base_url, first_token_timeout_s=0.4)
     for _ in range(2):
         with pytest.raises(LLMTimeout, match="first_token"):
             await chat.chat(question())
@@ -271,7 +272,7 @@ async def test_complaint_18_time_limits_do_not_multiply_by_retries(
     server: ChatServer, opened: Open, streamed: bool
 ) -> None:
     server.script += [stays_silent() for _ in range(9)]
-    chat = opened(server.base_url, streamed=streamed)
+    chat = opened(server.base_url, streamed=streamed, first_token_timeout_s=0.4)
     with within(0.6), pytest.raises(FleetError):
         await asked(chat)
     assert len(server.requests) <= 2, "nobody behind the port retries"

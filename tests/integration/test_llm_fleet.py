@@ -168,7 +168,13 @@ def last_levels(fleet: BackgroundSupervisor) -> set[str]:
 
 def answers_at(client: FleetClient, level: str) -> bool:
     """Whether a new question is answered at this level."""
-    return bool(ask(client, f"hello at {time.monotonic()}").result(60)["level"] == level)
+    return answer_at(client, level, f"hello at {time.monotonic()}") is not None
+
+
+def answer_at(client: FleetClient, level: str, question: str) -> dict[str, Any] | None:
+    """The answer, if it was given at this level: a worker spares for a second a model that it has just seen return."""
+    answer: dict[str, Any] = ask(client, question).result(60)
+    return answer if answer["level"] == level else None
 
 
 def test_the_primary_dies_under_200_concurrent_runs_and_no_task_fails(
@@ -217,8 +223,8 @@ def test_all_die_and_200_tasks_are_answered_from_the_cache_or_in_friendly_words_
     client: FleetClient, models: Models
 ) -> None:
     eventually(lambda: answers_at(client, "L0"), within_s=60)
-    known = ask(client, "a known question").result(60)
-    assert (known["level"], known["endpoint"], known["model"]) == ("L0", "first", "first")
+    known: dict[str, Any] = eventually(lambda: answer_at(client, "L0", "a known question"), within_s=60)
+    assert (known["endpoint"], known["model"]) == ("first", "first")
     died = models.die()
     ask_all(client, [f"who is there? {number}" for number in range(20)])  # they find out
 
@@ -261,8 +267,7 @@ def test_a_run_that_had_better_wait_gives_its_slot_back_and_goes_on_when_models_
 ) -> None:
     died = models.die()
     task = client.submit("ask.patient", {"text": "worth waiting for"})
-    eventually(lambda: task.status().state == "waiting")
-    view = task.status()
+    view = eventually(lambda: (one := task.status()).state == "waiting" and one)  # it wakes by itself
     assert view.waiting_for == {"kind": "retry"}
     assert (view.report or {})["input_tokens"] == 0, "nothing was paid"
     assert models.asked_since(died) > 0
@@ -290,17 +295,16 @@ def test_children_and_grandchildren_spend_what_remains_of_the_runs_budget(client
 
 
 def test_mistakes_end_a_task_with_their_names_before_anything_is_sent(client: FleetClient, models: Models) -> None:
-    before = time.monotonic()
     with pytest.raises(PromptTooLong, match=r"field 'message' of agent 'chat' has about 5000 tokens, .* takes 4000"):
         ask(client, "word " * 4000)
     codes = {}
-    for what, inputs in {"long": {"text": "word " * 4000}, "model": {"text": "hi", "model": "bgi"}}.items():
+    for what, inputs in {"long": {"text": "word " * 4000}, "model": {"text": "never asked", "model": "bgi"}}.items():
         task = client.submit("ask.once", inputs)
         with pytest.raises(TaskFailed):
             task.result(60)
         codes[what] = (task.status().error or {})["code"]
     assert codes == {"long": PromptTooLong.code, "model": BadInput.code}
-    assert models.asked_since(before) == 0
+    assert [models.asked(text) for text in ("word " * 4000, "never asked")] == [0, 0]
 
 
 def test_operators_see_the_models_and_switch_them_under_running_workers(
@@ -313,7 +317,7 @@ def test_operators_see_the_models_and_switch_them_under_running_workers(
         answers_at(client, "L0")
         return sum(one["spent_today"]["calls"] for one in fleet_json("llm", "status", env=env)["models"]) > 0
 
-    eventually(calls_today)
+    eventually(calls_today, within_s=120)  # a command takes seconds to start
     assert typed("llm", "open", "first", "--reason", "a drill", env=env).returncode == 0
     eventually(lambda: answers_at(client, "L1"), within_s=60)
     (first, second) = fleet_json("llm", "status", env=env)["models"]
@@ -334,10 +338,10 @@ def test_a_workers_metrics_tell_levels_calls_and_breakers(second_worker: OwnWork
 
 
 def test_an_answer_that_is_in_the_journal_is_not_asked_for_again_when_the_worker_is_killed(
-    fleet: BackgroundSupervisor, client: FleetClient, models: Models
+    fleet: BackgroundSupervisor, client: FleetClient, models: Models, run_folder: Callable[[], Path]
 ) -> None:
-    runs = 20
-    tasks = [client.submit("ask.twice", {"number": number, "hold_s": 1.5}) for number in range(runs)]
+    runs, killed = 20, run_folder().parent / "killed"
+    tasks = [client.submit("ask.twice", {"number": number, "until": str(killed)}) for number in range(runs)]
 
     def has_first(task_id: UUID) -> bool:
         return any(step.name == "chat" and step.state == "done" for step in client.status(task_id).steps)
@@ -345,6 +349,7 @@ def test_an_answer_that_is_in_the_journal_is_not_asked_for_again_when_the_worker
     eventually(lambda: all(has_first(task.id) for task in tasks))
     fleet.suspend("worker-1")
     fleet.kill("worker-1", signal.SIGKILL)
+    killed.touch()
     outputs = [task.result(60) for task in tasks]
     fleet.resume("worker-1")
     views = [task.status() for task in tasks]
@@ -369,7 +374,7 @@ def test_a_worker_does_not_start_with_a_wrong_file_or_an_endpoint_that_speaks_an
     }
     models.first.speaks = False
     started = [worker_with(said, folder / f"llm-{number}.yaml") for number, said in enumerate(told)]
-    said = [worker.communicate(timeout=60) for worker in started]
+    said = [worker.communicate(timeout=180) for worker in started]
     models.first.speaks = True
     names = {"host": models.first.base_url[7:-3]}
     for number, words in enumerate(told.values()):

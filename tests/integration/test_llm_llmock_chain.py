@@ -24,7 +24,7 @@ endpoints:
     base_url: "MOCK"
     dialect: DIALECT
     stream_answers: true
-    timeouts: {first_token_s: 5, idle_s: 0.5, total_s: 10}
+    timeouts: {first_token_s: 20, idle_s: 2, total_s: 60}
     retry: {base_s: 0.05}
   backup: {base_url: "BACKUP"}
 models: {judged: {endpoint: mock}, other: {endpoint: backup}}
