@@ -19,7 +19,7 @@ from shared.client import FleetClient
 from shared.ledger import catalogue, intake
 from shared.ledger.knobs import LedgerKnobs
 from tests.integration.by_hand import ByHand, by_hand
-from tests.integration.fleets import PATIENCE_S, StartFleet, client_of, fleet_on
+from tests.integration.fleets import StartFleet, client_of, fleet_on
 from tests.integration.gate_fleet import OwnRedis
 from tests.integration.live import Database
 from workers.ops.background import BackgroundSupervisor, running
@@ -162,18 +162,6 @@ def start_fleet(servers: BackgroundSupervisor, template: str, run_folder: Callab
             yield fleet
 
     return start_one
-
-
-@pytest.fixture(autouse=True)
-def ledger_first(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test submits is in the ledger when it looks, however long a busy disk takes for a commit.
-
-    A producer would turn to the broker, and the ledger then hear of the task from a worker. Tests that take PostgreSQL
-    away have servers of their own.
-    """
-    if "servers" in request.fixturenames:
-        monkeypatch.setattr(intake, "LEDGER_WAIT_S", PATIENCE_S)
-        monkeypatch.setattr(catalogue, "READ_S", PATIENCE_S)
 
 
 @pytest.fixture
