@@ -41,10 +41,12 @@ def ledger_first_s() -> float | None:
 
 
 @pytest.fixture(autouse=True)
-def _ledger_first(ledger_first_s: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if ledger_first_s is not None:
-        monkeypatch.setattr(intake, "LEDGER_WAIT_S", ledger_first_s)
-        monkeypatch.setattr(catalogue, "READ_S", ledger_first_s)
+def _ledger_first(ledger_first_s: float | None) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test's patches end before its other fixtures do
+        if ledger_first_s is not None:
+            patch.setattr(intake, "LEDGER_WAIT_S", ledger_first_s)
+            patch.setattr(catalogue, "READ_S", ledger_first_s)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,8 @@ def ledger_knobs() -> LedgerKnobs:
 
 
 @pytest.fixture(autouse=True)
-def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL is there, however busy its disk is, and who is crowded stays so while the test lasts."""
-    monkeypatch.setattr(intake, "LEDGER_WAIT_S", 30.0)
+def a_crowd_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is crowded stays so while the test lasts."""
     monkeypatch.setattr(intake, "CROWDED_FOR_S", 3600.0)
 
 
