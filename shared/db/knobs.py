@@ -39,6 +39,9 @@ class DbKnobs:
     """Seconds until a connection attempt is given up (libpq treats 1 as 2)."""
     statement_timeout_s: float = 15.0
     """Seconds until the server cancels a statement: nothing waits without a limit."""
+    idle_in_transaction_s: float = 15.0
+    """Seconds without a statement after which the server ends a transaction: a process that stands still in one would
+    keep the rows it has changed locked for as long, and nobody could take its runs over."""
     answer_timeout_s: float = 2.0
     """Seconds that a server may be silent when it has nothing to compute (a BEGIN, a look at a node, and a statement
     beyond its own limit) before its connection is cut: a stopped backend keeps its connection open for ever."""
@@ -64,7 +67,10 @@ class DbKnobs:
                 raise ValueError(f"{name} must each start with {SCHEME}")
         if self.pool_size < 1 or self.connect_timeout_s < 1 or self.statement_timeout_s <= 0:
             raise ValueError("pool_size, connect_timeout_s and statement_timeout_s must be positive")
-        for name in ("pool_recycle_s", "pool_timeout_s", "answer_timeout_s", "look_every_s", "max_lag_s", "overflow"):
+        for name in (
+            "pool_recycle_s", "pool_timeout_s", "answer_timeout_s", "look_every_s", "max_lag_s", "overflow",
+            "idle_in_transaction_s",
+        ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive")
         for name in ("pool_overflow_ratio", "return_after_s", "causal_wait_s", "overflow_wait_s"):

@@ -44,7 +44,12 @@ def connect_args(knobs: DbKnobs, *, application_name: str, is_direct: bool = Fal
         "tcp_user_timeout": 20_000,
     }
     if knobs.pooler == "none" or is_direct:
-        parameters["options"] = f"-c statement_timeout={round(knobs.statement_timeout_s * 1000)} -c jit=off"
+        limits = {
+            "statement_timeout": knobs.statement_timeout_s,
+            "idle_in_transaction_session_timeout": knobs.idle_in_transaction_s,
+        }
+        parameters["options"] = " ".join(f"-c {name}={round(value * 1000)}" for name, value in limits.items())
+        parameters["options"] += " -c jit=off"
     else:
         parameters["prepare_threshold"] = None
     return parameters

@@ -107,6 +107,27 @@ async def test_a_statement_that_its_caller_gives_up_ends_on_the_server_too(any_d
                 await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("goes_on_with", ["a statement", "its end"])
+async def test_a_process_that_stands_still_in_a_unit_keeps_its_rows_from_nobody_for_long(
+    database: Database, table: BackgroundSupervisor, goes_on_with: str
+) -> None:
+    insert = text("INSERT INTO kept VALUES (77)")
+
+    async def stand_still(still: Database) -> None:
+        async with still.unit() as unit:
+            await unit.execute(insert)
+            async with asyncio.timeout(60), database.unit() as other:  # waits for the first one's end
+                await other.execute(insert)
+            if goes_on_with == "a statement":
+                await unit.execute(text("SELECT 1"))
+
+    async with door_to(table, idle_in_transaction_s=0.5) as still:
+        with pytest.raises(DatabaseUnavailable):
+            await stand_still(still)
+        async with still.unit() as unit:
+            assert len((await unit.execute(text("DELETE FROM kept WHERE id = 77 RETURNING id"))).all()) == 1
+
+
 async def test_who_is_cancelled_while_a_connection_is_opened_is_cancelled_and_nothing_else(
     table: BackgroundSupervisor,
 ) -> None:
