@@ -44,12 +44,16 @@ ENV = {
     "FLEET_LEDGER_HEARTBEAT_S": "0.5",
     "FLEET_LEDGER_DEAD_AFTER_S": str(TERM_S),
     "FLEET_LEDGER_SUSPEND_AFTER_S": "0.4",
+    "FLEET_DB_IDLE_IN_TRANSACTION_S": str(TERM_S),
     "FLEET_KEEPER_ROUND_S": "0.3",
     "FLEET_WORKER_DRAIN_S": "0.5",
     "FLEET_BROKER_HEARTBEAT_S": "2",
 }
 RUNS = 20
 STEPS = 5
+IN_A_HEARTBEAT = """
+    SELECT 1 FROM pg_stat_activity a JOIN workers w ON a.application_name LIKE concat('%%:', w.pid)
+    WHERE a.state = 'idle in transaction' AND a.query LIKE 'UPDATE workers%%' AND w.name LIKE %s"""
 LEADING = """
     SELECT epoch FROM terms WHERE role = 'keeper' AND holder IN (SELECT application_name FROM pg_stat_activity)"""
 
@@ -124,6 +128,31 @@ def test_promise_01_a_frozen_worker_that_wakes_after_the_takeover_changes_nothin
     assert sum(view.attempt == 2 for view in views) > 0
     assert [client.status(task_id) for task_id in runs] == views
     assert sum(view.repeated_steps for view in views) == 0
+
+
+def test_promise_01_a_worker_that_is_frozen_in_the_middle_of_a_heartbeat_is_taken_over_all_the_same(
+    fleet: BackgroundSupervisor, client: FleetClient, diaries: Path
+) -> None:
+    def is_caught() -> bool:
+        fleet.freeze("worker-1")
+        if ask(fleet, IN_A_HEARTBEAT, "worker-1@%") and ask(fleet, IN_A_HEARTBEAT, "worker-1@%"):
+            return True  # twice: what it had sent before is done, and it holds its own row locked
+        fleet.thaw("worker-1")
+        return False
+
+    held = """SELECT count(*) FROM tasks t JOIN workers w ON w.id = t.worker_id
+        WHERE t.agent = 'test.until' AND t.state = 'running' AND w.name LIKE %s"""
+    runs = [client.submit("test.until", {"file": str(diaries / "end")}) for _ in range(RUNS)]
+    eventually(lambda: all(task.status().steps for task in runs))
+    try:
+        assert ask(fleet, held, "worker-1@%") != [(0,)]
+        eventually(is_caught, within_s=180)
+        eventually(lambda: ask(fleet, held, "worker-2@%") == [(RUNS,)], within_s=60)
+    finally:
+        fleet.thaw("worker-1")
+    (diaries / "end").touch()
+    for task in runs:
+        task.result(60)
 
 
 def test_promise_02_another_keeper_takes_over_and_gives_the_runs_of_a_dead_worker_away(
